@@ -1,0 +1,142 @@
+"""The numbers that a chapter claims, shown to the reader and handed to the tests.
+
+A chapter fills a dictionary, ``results["average_kl"] = Result(...)`` beside each claim, and ends
+with ``table(results)``. The table carries its numbers in the metadata of the output, where the
+tests read them from the executed notebook.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from html import escape
+from typing import Any, Literal, get_args
+
+Kind = Literal["closed form", "Monte Carlo", "trained model", "ordering"]
+"""What a result can differ by when it is computed again.
+
+A *closed form* by rounding; a *Monte Carlo* estimate on a fixed model by its standard error; a
+number of a *trained model* by the spread over seeds; an *ordering* by anything that keeps the
+inequality.
+"""
+
+
+class MissingStandardError(ValueError):
+    """A Monte Carlo result says nothing without a positive standard error."""
+
+
+class NonFiniteResultError(ValueError):
+    """A result or its standard error is infinite or not a number."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A number that a chapter found, and how sure it is.
+
+    Args:
+        value: The number; a share is a fraction, not a percentage.
+        kind: What the number can differ by when it is computed again.
+        standard_error: Of `value`, in the same unit; needed for Monte Carlo.
+        unit: For example ``"nats"``; empty for a pure number.
+
+    Raises:
+        NonFiniteResultError: A number is infinite or not a number.
+        MissingStandardError: A Monte Carlo result has no positive standard error.
+        ValueError: There is no such kind.
+
+    Introduced in "The KL term".
+
+    >>> str(Result(0.11823, "Monte Carlo", standard_error=0.0052, unit="nats"))
+    '0.1182 ± 0.0052 nats'
+    """
+
+    value: float
+    kind: Kind
+    standard_error: float | None = None
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        # Numbers of NumPy and torch become Python's, which JSON knows.
+        object.__setattr__(self, "value", float(self.value))
+        if self.standard_error is not None:
+            object.__setattr__(self, "standard_error", float(self.standard_error))
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"There is no kind {self.kind!r}: use one of {get_args(Kind)}.")
+        if not math.isfinite(self.value) or not math.isfinite(self.standard_error or 0.0):
+            raise NonFiniteResultError(
+                f"{self.value} with standard error {self.standard_error} is no result: "
+                "find where the computation overflows or divides by zero."
+            )
+        # Not even zero: draws that are all equal have not been drawn.
+        if self.kind == "Monte Carlo" and not (self.standard_error and self.standard_error > 0):
+            raise MissingStandardError(
+                f"A Monte Carlo result needs a positive standard error, not {self.standard_error}: "
+                "divide the standard deviation of the draws by the root of their number."
+            )
+
+    @property
+    def decimals(self) -> int:
+        """Decimals worth showing: two digits of the standard error, else five of the value."""
+        size, digits = (self.standard_error, 2) if self.standard_error else (abs(self.value), 5)
+        return max(0, digits - 1 - math.floor(math.log10(size))) if size else 0
+
+    def __str__(self) -> str:
+        error = "" if self.standard_error is None else f" ± {self.standard_error:.{self.decimals}f}"
+        return f"{self.value:.{self.decimals}f}{error} {self.unit}".rstrip()
+
+
+class ResultsTable:
+    """Results as a table, in HTML and in plain text, with the numbers in the output's metadata."""
+
+    HEADER = ("Quantity", "Value", "Standard error", "Unit", "Kind")
+
+    def __init__(self, results: dict[str, Result]) -> None:
+        self.results = dict(results)
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Return the table's cells, row by row, without the header."""
+        return [
+            (
+                name,
+                f"{result.value:.{result.decimals}f}",
+                f"{result.standard_error:.{result.decimals}f}" if result.standard_error else "",
+                result.unit,
+                result.kind,
+            )
+            for name, result in self.results.items()
+        ]
+
+    def __repr__(self) -> str:
+        lines = [self.HEADER, *self.rows()]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in lines
+        )
+
+    def _repr_html_(self) -> str:
+        header = "".join(f'<th scope="col">{cell}</th>' for cell in self.HEADER)
+        body = "".join(
+            f'<tr><th scope="row"><code>{escape(name)}</code></th>'
+            + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+            + "</tr>"
+            for name, *cells in self.rows()
+        )
+        return (
+            f'<table class="results"><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>'
+        )
+
+    def _repr_mimebundle_(
+        self, include: Any = None, exclude: Any = None
+    ) -> tuple[dict[str, str], dict[str, Any]]:
+        numbers = {name: asdict(result) for name, result in self.results.items()}
+        bundle = {"text/html": self._repr_html_(), "text/plain": repr(self)}
+        return bundle, {"priormatch": {"results": numbers}}
+
+
+def table(results: dict[str, Result]) -> ResultsTable:
+    """Return a chapter's results as the table that closes it.
+
+    >>> table({"doubled_variance_kl": Result(0.153426, "closed form", unit="nats")})
+    Quantity             Value    Standard error  Unit  Kind
+    doubled_variance_kl  0.15343                  nats  closed form
+    """
+    return ResultsTable(results)
