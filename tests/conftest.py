@@ -1,0 +1,62 @@
+"""What the tests of the book share: its chapters, each executed once in a session."""
+
+from collections.abc import Callable
+
+import pytest
+from chapters import ROOT, Book, ChapterError, Executed, prepare_data
+
+Execute = Callable[[str], Executed]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-references",
+        action="store_true",
+        help="write tests/references/*.json anew from this run, as far as one run can",
+    )
+
+
+@pytest.fixture(scope="session")
+def say(pytestconfig: pytest.Config) -> Callable[[str], None]:
+    """Print at once, although pytest captures: chapters take their time."""
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+    terminal = pytestconfig.pluginmanager.getplugin("terminalreporter")
+
+    def write(text: str) -> None:
+        with capture.global_and_fixture_disabled():
+            terminal.ensure_newline()
+            terminal.write_line(text)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def book(pytestconfig: pytest.Config) -> Book:
+    """The book of this repository, on the digits that were found."""
+    # A download shows its progress.
+    with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        data = prepare_data()
+    return Book(ROOT, data)
+
+
+@pytest.fixture(scope="session")
+def execute(book: Book, say: Callable[[str], None]) -> Execute:
+    """Execute a chapter, or fail with the message that names the cell."""
+    done: dict[str, Executed | ChapterError] = {}
+
+    def executed(chapter: str) -> Executed:
+        if chapter not in done:
+            try:
+                done[chapter] = book.execute(chapter)
+            except ChapterError as error:
+                done[chapter] = error
+                say(f"{chapter} ... failed")
+            else:
+                how = "cached" if done[chapter].cached else "executed"
+                say(f"{chapter} ... {done[chapter].seconds:.1f} s ({how})")
+        outcome = done[chapter]
+        if isinstance(outcome, ChapterError):
+            pytest.fail(str(outcome), pytrace=False)
+        return outcome
+
+    return executed
