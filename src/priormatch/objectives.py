@@ -1,0 +1,87 @@
+"""The evidence lower bound (ELBO) and its two parts, per example, in nats."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from priormatch.models import VAE, draw
+
+
+class BoundParts(NamedTuple):
+    """The two parts of the ELBO of each example, in nats.
+
+    Attributes:
+        distortion: -E log P(X|z) under Q(z|X), summed over pixels, estimated from one draw.
+        rate: KL(Q(z|X) || P(z)), summed over latent dimensions, exact.
+    """
+
+    distortion: Float[Tensor, " examples"]
+    rate: Float[Tensor, " examples"]
+
+    @property
+    def elbo(self) -> Float[Tensor, " examples"]:
+        """The evidence lower bound: at most log P(X), in expectation over the draw."""
+        return -self.distortion - self.rate
+
+
+def bound_parts(
+    vae: VAE, images: Float[Tensor, "examples pixels"], generator: torch.Generator
+) -> BoundParts:
+    r"""Estimate the parts of the ELBO of each image from one draw of its posterior.
+
+    .. math:: \log P(X) \ge \mathbb E_{Q(z|X)} \log P(X|z) - \mathrm{KL}(Q(z|X) \| P(z))
+
+    Args:
+        vae: The model.
+        images: Pixels in {0, 1}, of shape ``(examples, pixels)``. Grey values in [0, 1] give the
+            cross-entropy that many tutorials train with, which is no likelihood.
+        generator: Source of the posterior's draws.
+
+    Returns:
+        Distortion and rate, each of shape ``(examples,)``, in nats.
+
+    Source: :cite:t:`kingma2014`.
+
+    Introduced in "The KL term".
+    """
+    posterior = vae.posterior(images)
+    codes = draw(posterior, generator)
+    distortion = -vae.likelihood(codes).log_prob(images)
+    return BoundParts(distortion, kl_divergence(posterior, vae.prior))
+
+
+@torch.no_grad()
+def bound_parts_in_chunks(
+    vae: VAE,
+    images: Float[Tensor, "examples pixels"],
+    generator: torch.Generator,
+    chunk: int = 2_000,
+) -> BoundParts:
+    """Do as `bound_parts` does, without gradients and in memory that the data do not raise."""
+    parts = [bound_parts(vae, some, generator) for some in images.split(chunk)]
+    return BoundParts(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+@torch.no_grad()
+def encode(
+    vae: VAE, images: Float[Tensor, "examples pixels"], chunk: int = 2_000
+) -> tuple[Float[Tensor, "examples latent"], Float[Tensor, "examples latent"]]:
+    """Return the means and scales of the diagonal Gaussian posteriors of many images.
+
+    Args:
+        vae: The model.
+        images: Pixels, of shape ``(examples, pixels)``.
+        chunk: Images encoded at a time.
+
+    Returns:
+        Means and scales (standard deviations), each of shape ``(examples, latent)``.
+
+    Introduced in "The latent picture".
+    """
+    posteriors = [vae.posterior(some) for some in images.split(chunk)]
+    mean = torch.cat([posterior.mean for posterior in posteriors])
+    scale = torch.cat([posterior.stddev for posterior in posteriors])
+    return mean, scale

@@ -1,0 +1,276 @@
+"""Training: a recipe in, a model and its history out; the same recipe gives the same model."""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from priormatch.data import binarize
+from priormatch.models import (
+    VAE,
+    BernoulliLikelihood,
+    GaussianPosterior,
+    multilayer_perceptron,
+    standard_normal,
+)
+from priormatch.objectives import bound_parts, bound_parts_in_chunks
+
+PIXELS = 784
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "softplus": nn.Softplus}
+
+
+class DivergedError(ArithmeticError):
+    """The loss is no longer a finite number: lower the learning rate of the recipe."""
+
+
+class CheckpointMismatchError(ValueError):
+    """A checkpoint was written by another recipe: delete it, or name another file."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides what is trained, in the field's terms; the defaults are the question's VAE.
+
+    Attributes:
+        latent_dimension: Number of latent dimensions d.
+        encoder_depth: Hidden layers of the encoder.
+        encoder_width: Units of each of them.
+        decoder_depth: Hidden layers of the decoder.
+        decoder_width: Units of each of them.
+        activation: Nonlinearity between the layers.
+        pixels: ``"binarised"`` draws fresh binary pixels at every use; ``"grey"`` trains on the
+            cross-entropy of grey values, as the recipe behind the question's picture did.
+        beta: Weight of the rate in the loss; 1 is the ELBO.
+        epochs: Passes over the training images.
+        batch_size: Images of a gradient step.
+        learning_rate: Peak learning rate of Adam.
+        schedule: ``"one cycle"`` rises to the peak in a tenth of the steps and falls to zero along
+            a cosine; ``"constant"`` stays at the peak.
+        seed: Decides the initial weights, the order of the images, the pixels and the noise.
+
+    Introduced in "The latent picture".
+    """
+
+    latent_dimension: int = 2
+    encoder_depth: int = 2
+    encoder_width: int = 500
+    decoder_depth: int = 2
+    decoder_width: int = 500
+    activation: Literal["relu", "softplus"] = "relu"
+    pixels: Literal["binarised", "grey"] = "binarised"
+    beta: float = 1.0
+    epochs: int = 100
+    batch_size: int = 250
+    learning_rate: float = 3e-3
+    schedule: Literal["one cycle", "constant"] = "one cycle"
+    seed: int = 0
+
+
+class Epoch(NamedTuple):
+    """What one epoch did: means per example, in nats; the validation images are binarised once."""
+
+    epoch: int
+    train_distortion: float
+    train_rate: float
+    validation_distortion: float
+    validation_rate: float
+    seconds: float
+
+    @property
+    def train_elbo(self) -> float:
+        """Mean ELBO over the epoch's batches, while the weights moved, in nats."""
+        return -self.train_distortion - self.train_rate
+
+    @property
+    def validation_elbo(self) -> float:
+        """Mean ELBO of the validation images after the epoch, in nats."""
+        return -self.validation_distortion - self.validation_rate
+
+
+class Trained(NamedTuple):
+    """A trained model, in evaluation mode, and the history of its training."""
+
+    model: VAE
+    history: list[Epoch]
+
+
+def build(recipe: Recipe) -> VAE:
+    """Return the untrained VAE of a recipe; its weights follow from the recipe's seed alone.
+
+    Introduced in "The latent picture".
+    """
+    activation = _ACTIVATIONS[recipe.activation]
+    encoder = [PIXELS, *[recipe.encoder_width] * recipe.encoder_depth, 2 * recipe.latent_dimension]
+    decoder = [recipe.latent_dimension, *[recipe.decoder_width] * recipe.decoder_depth, PIXELS]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        return VAE(
+            GaussianPosterior(multilayer_perceptron(encoder, activation)),
+            BernoulliLikelihood(multilayer_perceptron(decoder, activation)),
+            standard_normal(recipe.latent_dimension),
+        )
+
+
+def fit(
+    recipe: Recipe,
+    train_images: Float[Tensor, "examples pixels"],
+    validation_images: Float[Tensor, "others pixels"],
+    *,
+    checkpoint: Path | None = None,
+    progress: bool = True,
+    after_epoch: Callable[[int, VAE], None] | None = None,
+) -> Trained:
+    """Train the VAE of a recipe.
+
+    The same recipe and images give the same model, to the bit, on the same machine and number of
+    threads; so does a training that was killed and started again with the same `checkpoint`.
+
+    Args:
+        recipe: What to train.
+        train_images: Grey values in [0, 1], of shape ``(examples, 784)``.
+        validation_images: Grey values in [0, 1]; never trained on.
+        checkpoint: File that holds the state after each epoch; removed when training ends.
+        progress: Whether to show a progress bar on stderr.
+        after_epoch: Called with the number of finished epochs and the model, first with 0.
+
+    Returns:
+        The model, in evaluation mode, and its history, an entry an epoch.
+
+    Raises:
+        DivergedError: The loss is not finite.
+        CheckpointMismatchError: `checkpoint` was written by another recipe.
+
+    Introduced in "The latent picture".
+    """
+    model = build(recipe)
+    optimiser = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate, fused=True)
+    batches = max(1, len(train_images) // recipe.batch_size)
+    schedule = _schedule(recipe, optimiser, batches)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    history: list[Epoch] = []
+    if checkpoint is not None and checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        if state["recipe"] != asdict(recipe):
+            raise CheckpointMismatchError(
+                f"{checkpoint} was written by {state['recipe']}, not by {recipe}: "
+                "delete it, or name another file."
+            )
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        schedule.load_state_dict(state["schedule"])
+        generator.set_state(state["generator"])
+        history = [Epoch(*row) for row in state["history"]]
+    if after_epoch is not None and not history:
+        after_epoch(0, model)
+    validation_pixels = _validation_pixels(recipe, validation_images)
+
+    epochs = tqdm(
+        range(len(history) + 1, recipe.epochs + 1),
+        initial=len(history),
+        total=recipe.epochs,
+        unit="epoch",
+        disable=not progress,
+    )
+    for epoch in epochs:
+        start = time.perf_counter()
+        distortion, rate = _train_epoch(recipe, model, optimiser, schedule, train_images, generator)
+        held_out = bound_parts_in_chunks(
+            model, validation_pixels, torch.Generator().manual_seed(recipe.seed)
+        )
+        history.append(
+            Epoch(
+                epoch,
+                distortion,
+                rate,
+                held_out.distortion.mean().item(),
+                held_out.rate.mean().item(),
+                time.perf_counter() - start,
+            )
+        )
+        epochs.set_postfix_str(f"validation ELBO {history[-1].validation_elbo:.2f} nats")
+        if after_epoch is not None:
+            after_epoch(epoch, model)
+        if checkpoint is not None:
+            _save_atomically(
+                checkpoint,
+                {
+                    "recipe": asdict(recipe),
+                    "model": model.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "schedule": schedule.state_dict(),
+                    "generator": generator.get_state(),
+                    "history": [tuple(row) for row in history],
+                },
+            )
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
+    return Trained(model.eval(), history)
+
+
+def _train_epoch(
+    recipe: Recipe,
+    model: VAE,
+    optimiser: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    images: Tensor,
+    generator: torch.Generator,
+) -> tuple[float, float]:
+    order = torch.randperm(len(images), generator=generator)
+    batches = max(1, len(images) // recipe.batch_size)
+    distortion = rate = 0.0
+    for batch in order[: batches * recipe.batch_size].tensor_split(batches):
+        pixels = images[batch]
+        if recipe.pixels == "binarised":
+            pixels = binarize(pixels, generator)
+        parts = bound_parts(model, pixels, generator)
+        loss = (parts.distortion + recipe.beta * parts.rate).mean()
+        if not math.isfinite(loss.item()):
+            raise DivergedError(f"the loss is {loss.item()}: lower the learning rate of {recipe}")
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        distortion += parts.distortion.mean().item() / batches
+        rate += parts.rate.mean().item() / batches
+    return distortion, rate
+
+
+def _schedule(
+    recipe: Recipe, optimiser: torch.optim.Optimizer, batches: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    if recipe.schedule == "constant":
+        return torch.optim.lr_scheduler.ConstantLR(optimiser, factor=1.0)
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimiser,
+        recipe.learning_rate,
+        total_steps=recipe.epochs * batches,
+        pct_start=0.1,
+        cycle_momentum=False,
+    )
+
+
+def _validation_pixels(recipe: Recipe, images: Tensor) -> Tensor:
+    """Binarise once, alike for every recipe, so that validation curves can be compared."""
+    if recipe.pixels == "grey":
+        return images
+    return binarize(images, torch.Generator().manual_seed(0))
+
+
+def _save_atomically(file: Path, state: dict[str, Any]) -> None:
+    """Write beside the file and rename, so that a kill leaves the old state or the new one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(".unfinished")
+    with unfinished.open("wb") as stream:
+        torch.save(state, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    unfinished.replace(file)

@@ -1,0 +1,128 @@
+"""Trained models by name: stored in half precision under ``results/models``, or trained anew.
+
+``python -m priormatch.zoo question`` trains the named models again and stores them.
+"""
+
+import argparse
+import json
+import platform
+import sys
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from priormatch.data import Source, load_mnist, source
+from priormatch.training import Epoch, Recipe, Trained, build, fit
+
+STORE = Path(__file__).parents[2] / "results" / "models"
+"""Where the stored models are, in a checkout of the book."""
+
+RECIPES: dict[str, Recipe] = {
+    # The VAE of the question: 784-500-500-2, trained on what its likelihood speaks of.
+    "question": Recipe(),
+    # The recipe that the question's picture probably came from, Metzen's notebook of 2015.
+    "picture": Recipe(
+        activation="softplus",
+        pixels="grey",
+        epochs=75,
+        batch_size=100,
+        learning_rate=1e-3,
+        schedule="constant",
+    ),
+}
+"""The recipes of the stored models."""
+
+
+class StaleModelError(ValueError):
+    """A stored model was made by another recipe than the one of its name: train it again."""
+
+
+class FallbackModelError(RuntimeError):
+    """A model trained on the fallback digits is not stored: the book's are trained on MNIST."""
+
+
+def load(name: str, store: Path = STORE) -> Trained:
+    """Return the trained model of a name, from `store` or, if it is not there, by training it.
+
+    Args:
+        name: A key of `RECIPES`.
+        store: Folder that holds ``<name>.safetensors`` and ``<name>.json``.
+
+    Returns:
+        The model, in evaluation mode, with the weights rounded to half precision, and its history.
+
+    Raises:
+        KeyError: No recipe has that name.
+        StaleModelError: The stored model was made by another recipe.
+
+    Introduced in "The latent picture".
+    """
+    if name not in RECIPES:
+        raise KeyError(f"no recipe is called {name!r}; there are {', '.join(RECIPES)}")
+    if not (store / f"{name}.safetensors").exists():
+        print(f"{store / name}.safetensors is not there: training {RECIPES[name]}")
+        return train(name, store)
+    record = json.loads((store / f"{name}.json").read_text())
+    if Recipe(**record["recipe"]) != RECIPES[name]:
+        raise StaleModelError(
+            f"{store / name}.safetensors was made by {record['recipe']}, but {name!r} now means "
+            f"{RECIPES[name]}: run `python -m priormatch.zoo {name}`."
+        )
+    model = build(RECIPES[name])
+    weights = load_file(store / f"{name}.safetensors")
+    model.load_state_dict({key: weight.float() for key, weight in weights.items()})
+    return Trained(model.eval(), [Epoch(**row) for row in record["history"]])
+
+
+def train(name: str, store: Path = STORE) -> Trained:
+    """Train the model of a name, store it with a record of how it was made, and return it.
+
+    A training that was stopped goes on from its last epoch.
+
+    Raises:
+        FallbackModelError: Only the fallback digits are there.
+    """
+    if source() is Source.FALLBACK:
+        raise FallbackModelError(
+            f"{name!r} is trained on the full MNIST: set PRIORMATCH_DATA to a folder that holds it."
+        )
+    recipe = RECIPES[name]
+    trained = fit(
+        recipe,
+        load_mnist("train").images,
+        load_mnist("validation").images,
+        checkpoint=store / f"{name}.checkpoint",
+    )
+    weights = {key: weight.half() for key, weight in trained.model.state_dict().items()}
+    record = {
+        "recipe": asdict(recipe),
+        "command": f"python -m priormatch.zoo {name}",
+        "seconds": round(sum(epoch.seconds for epoch in trained.history)),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in ("priormatch", "torch", "torchvision")},
+        },
+        "history": [epoch._asdict() for epoch in trained.history],
+    }
+    store.mkdir(parents=True, exist_ok=True)
+    save_file(weights, store / f"{name}.safetensors")
+    (store / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    return load(name, store)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train and store the models named on the command line."""
+    parser = argparse.ArgumentParser(prog="python -m priormatch.zoo", description=__doc__)
+    parser.add_argument("names", nargs="+", choices=list(RECIPES), metavar="name")
+    for name in parser.parse_args(arguments).names:
+        print(f"{name}: {RECIPES[name]}")
+        train(name)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
