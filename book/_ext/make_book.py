@@ -48,7 +48,10 @@ def name_cell(position: re.Match[str]) -> str:
     number = int(position["number"])
     if not 0 < number <= len(cells):
         return position[0]
-    return f"{position['path']}, cell {cells[number - 1]['id']!r}, line {int(position['line'])}"
+    # Roles are one line off and directives are not, hence "near".
+    return (
+        f"{position['path']}, cell {cells[number - 1]['id']!r}, near line {int(position['line'])}"
+    )
 
 
 def remove_site(book: Book) -> None:

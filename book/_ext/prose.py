@@ -33,18 +33,18 @@ MARK = re.compile(
 )
 ANY_MARK = re.compile(r"<!--\s*(?:=|given).*?-->")
 # What a reader recognises as measured: decimals and percentages.
-MEASURED = re.compile(rf"(?<![\w.,])[-{MINUS}]?\d[\d{SEPARATORS}]*(?:\.\d+(?![.\d])|(?=\s?\\?%))")
+MEASURED = re.compile(rf"(?<![\w.,])[-{MINUS}]?\d[\d{SEPARATORS}]*(?:\.\d+(?!\d|\.\d)|(?=\s?\\?%))")
 
 FENCE = re.compile(r"\s*(?P<fence>`{3,}|~{3,}|:{3,})\s*(?:\{(?P<directive>[\w:-]+)\})?")
 # What stands in these directives is no prose; what stands in others, an exercise say, is.
 LITERAL_DIRECTIVES = {"math", "code", "code-block", "code-cell", "bibliography", "toctree", "raw"}
-INLINE_CODE = re.compile(r"(?<!`)(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`)", re.DOTALL)
+INLINE_CODE = re.compile(r"(?<!`)(?P<ticks>`+)(?!`)(?:(?!\n\n).)+?(?<!`)(?P=ticks)(?!`)", re.DOTALL)
 NOT_PROSE = re.compile(
     r"\A---\n.*?^---$"  # front matter
     r"|\$\$.*?\$\$|\\begin\{(?P<environment>[^}]*)\}.*?\\end\{(?P=environment)\}"
     r"|(?<![\\$])\$[^$\n]+\$"
     r"|\]\([^)\s]*\)|<?https?://[^\s>)]+>?"
-    r"|^:[\w-]+:.*$"  # options of a directive
+    r"|^:[\w-]+:[^\n]*$"  # options of a directive
     r"|<!--(?!=|given).*?-->",
     re.MULTILINE | re.DOTALL,
 )
@@ -154,18 +154,16 @@ def without_code(text: str) -> str:
 
 
 def marks(passage: Passage) -> list[Mark]:
-    """Return the marked numbers of a passage, outside code.
-
-    Raises:
-        ValueError: A mark follows no number.
-    """
-    text = without_code(passage.text)
-    found = list(MARK.finditer(text))
-    ends = {match.end() for match in found}
-    for match in ANY_MARK.finditer(text):
-        if match.end() not in ends:
-            raise ValueError(f"{passage.where}: no number stands before the mark {match[0]}")
+    """Return the numbers of a passage that name a result, outside code."""
+    found = MARK.finditer(without_code(passage.text))
     return [Mark(passage, match) for match in found if not match["given"]]
+
+
+def lone_marks(passage: Passage) -> list[str]:
+    """Return the marks of a passage that are misspelt or follow no number."""
+    text = without_code(passage.text)
+    ends = {match.end() for match in MARK.finditer(text)}
+    return [match[0] for match in ANY_MARK.finditer(text) if match.end() not in ends]
 
 
 def unmarked(passage: Passage) -> list[str]:

@@ -1,0 +1,420 @@
+"""The form of the book: the order of a chapter, its sources, its prose, its pictures.
+
+Each check is a function from a source to a list of complaints, so that it can be shown a deliberate
+fault; tests marked ``sources`` execute nothing and are also what ``make check`` runs.
+"""
+
+import re
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import prose
+import pytest
+from chapters import ROOT, Book
+from nbformat import NotebookNode, read
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+BOOK = Book(ROOT, data="")
+CHAPTERS = BOOK.chapters
+PASSAGES = prose.passages(BOOK)
+
+CELLS = (20, 40)
+LINES_PER_CELL = 25
+ALT_CHARACTERS = 40
+BULLETS = re.compile(r"^[-*] ", re.MULTILINE)
+HEADINGS = [
+    "What you will learn",
+    "What could be wrong",
+    "Results",
+    "What we found",
+    "Exercises",
+    "Further reading",
+]
+
+sources = pytest.mark.sources
+each_chapter = pytest.mark.parametrize("chapter", CHAPTERS)
+each_passage = pytest.mark.parametrize(
+    "passage", [pytest.param(p, id=f"{Path(p.page).name}-{p.place}") for p in PASSAGES]
+)
+
+
+def source_of(chapter: str) -> NotebookNode:
+    return read(BOOK.source(chapter), as_version=4)
+
+
+def report(complaints: list[str]) -> None:
+    if complaints:
+        pytest.fail("\n".join(complaints), pytrace=False)
+
+
+# The order of a chapter
+
+
+def sections(notebook: NotebookNode) -> dict[str, str]:
+    """Split the Markdown of a notebook at its headings of the second level; "" is the lead."""
+    text = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    parts = re.split(r"^## +(.+?) *$", text, flags=re.MULTILINE)
+    return {"": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
+
+
+def wrong_order(notebook: NotebookNode) -> list[str]:
+    """Compare a chapter with the order that all chapters have."""
+    found = sections(notebook)
+    present = [heading for heading in found if heading in HEADINGS]
+    if present != HEADINGS:
+        return [f"sections {present}, not {HEADINGS}"]
+    complaints = []
+    lead = re.fullmatch(r"(?:\(\S+\)=\n)?# [^\n]+\n+(?P<lead>.*)", found[""].strip(), re.DOTALL)
+    sentences = [line for line in (lead["lead"] if lead else "").splitlines() if line.strip()]
+    if len(sentences) < 2:
+        complaints.append("a title and a lead of two or three sentences come first")
+    promised = len(BULLETS.findall(found["What you will learn"]))
+    kept = len(BULLETS.findall(found["What we found"]))
+    if not promised or promised != kept:
+        complaints.append(f"{promised} bullets in What you will learn, {kept} in What we found")
+    if not re.search(r"Prerequisites.*minute", found["What you will learn"], re.DOTALL):
+        complaints.append("What you will learn names the prerequisites and the minutes it takes")
+    if not BULLETS.sub("", found["What could be wrong"]).strip():
+        complaints.append("What could be wrong is empty")
+    exercises = re.findall(
+        r"\{exercise(?:-start)?\}.*?:label: (\S+)", found["Exercises"], re.DOTALL
+    )
+    solved = re.findall(r"\{solution(?:-start)?\} (\S+)", found["Exercises"])
+    if not 2 <= len(exercises) <= 4 or sorted(exercises) != sorted(solved):
+        complaints.append(f"2 to 4 exercises, each with a solution; found {exercises}, {solved}")
+    first = next((cell for cell in notebook.cells if cell.cell_type == "code"), None)
+    if first is None or "import" not in first.source or first.metadata.get("tags"):
+        complaints.append("the first code cell is the set-up, in sight")
+    if not any("table(results)" in c.source for c in notebook.cells if c.cell_type == "code"):
+        complaints.append("Results shows table(results)")
+    return complaints
+
+
+@sources
+@each_chapter
+def test_order_of_a_chapter(chapter):
+    report(wrong_order(source_of(chapter)))
+
+
+@sources
+@pytest.mark.parametrize(("chapter", "following"), list(pairwise(CHAPTERS)))
+def test_a_chapter_leads_to_the_next(chapter, following):
+    name = f"{Path(following).name}.ipynb"
+    assert f"]({name})" in sections(source_of(chapter))["Further reading"], f"no link to {name}"
+
+
+@sources
+@each_chapter
+def test_number_of_cells(chapter):
+    least, most = CELLS
+    number = len(source_of(chapter).cells)
+    assert least <= number <= most, f"{number} cells, not {least} to {most}"
+
+
+# Sources of notebooks
+
+
+def unclean_source(notebook: NotebookNode) -> list[str]:
+    """Find what a tracked notebook must not hold."""
+    complaints = []
+    metadata = notebook.metadata
+    if set(metadata) - {"kernelspec", "language_info"}:
+        complaints.append(f"metadata {sorted(metadata)}: keep kernelspec and language_info")
+    if metadata.get("kernelspec", {}).get("name") != "python3":
+        complaints.append("the kernel is not python3")
+    if set(metadata.get("language_info", {})) != {"name"}:
+        complaints.append("keep only the name in language_info")
+    ids = [cell.get("id", "") for cell in notebook.cells]
+    for cell_id, cell in zip(ids, notebook.cells, strict=True):
+        if cell.get("outputs") or cell.get("execution_count") is not None:
+            complaints.append(f"cell {cell_id!r} has outputs: run nbstripout --keep-id")
+        random = any(re.fullmatch(r"(?=.*\d)[0-9a-f]{6,}", word) for word in cell_id.split("-"))
+        if random or not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", cell_id):
+            complaints.append(f"cell id {cell_id!r} is not made of words: kl-definition, fig-quilt")
+        if len(cell.source.splitlines()) > LINES_PER_CELL:
+            complaints.append(f"cell {cell_id!r} has more than {LINES_PER_CELL} lines")
+        if cell.cell_type == "code":
+            complaints += [f"cell {cell_id!r}: {fault}" for fault in unclean_code(cell.source)]
+    if len(ids) != len(set(ids)):
+        complaints.append("two cells have the same id")
+    return complaints
+
+
+def unclean_code(code: str) -> list[str]:
+    """Find what makes a cell work on one machine only, or hides what it does."""
+    forbidden = {
+        r"^\s*[%!]": "no magics and no shell",
+        r"\bsys\.path\b": "no sys.path: the package is installed",
+        r"\bwarnings\.(filterwarnings|simplefilter|catch_warnings)": "no hidden warnings",
+        r"""["']cuda""": "no device that a laptop lacks",
+    }
+    return [why for pattern, why in forbidden.items() if re.search(pattern, code, re.MULTILINE)]
+
+
+@sources
+@each_chapter
+def test_source_is_clean(chapter):
+    report(unclean_source(source_of(chapter)))
+
+
+@sources
+def test_nbstripout_finds_nothing_to_strip():
+    files = [BOOK.source(chapter) for chapter in CHAPTERS]
+    program = Path(sys.executable).with_name("nbstripout")
+    stripped = subprocess.run(
+        [program, "--verify", "--keep-id", *files], capture_output=True, text=True, check=False
+    )
+    assert stripped.returncode == 0, f"run nbstripout --keep-id on\n{stripped.stdout}"
+
+
+@sources
+def test_every_page_is_in_the_table_of_contents():
+    folder = ROOT / "book"
+    files = {
+        p.relative_to(ROOT).with_suffix("").as_posix()
+        for p in [*folder.glob("*.md"), *folder.glob("*.ipynb")]
+    }
+    assert sorted(BOOK.pages) == sorted(files)
+
+
+# Prose
+
+ABBREVIATIONS = re.compile(r"\b(?:e\.g|i\.e|cf|vs|al|etc|Eq|Eqs|Fig|Figs|Sec|No|Dr|pp|[A-Z])\.$")
+
+
+def broken_sentences(text: str) -> list[str]:
+    """Find lines of prose with more than one sentence, and sentences on more than one line."""
+    complaints = []
+    lines = prose.blank(prose.NOT_PROSE, prose.without_code(text)).split("\n")
+    for number, line in enumerate(lines):
+        plain = re.sub(r"<!--.*?-->", "", line).strip()
+        if not plain or re.match(r"[|#:(]|```|~~~", plain):
+            continue
+        for end in re.finditer(r"[.!?][*_)\"”’]*(?= +[*_(\"“]*[A-Z])", plain):
+            if not ABBREVIATIONS.search(plain[: end.start() + 1]):
+                complaints.append(f"line {number + 1} holds two sentences: {plain!r}")
+                break
+        following = lines[number + 1].strip() if number + 1 < len(lines) else ""
+        if re.match(r"[a-z]", following) and re.search(r"[\w,]$", plain):
+            complaints.append(f"line {number + 1} ends within a sentence: {plain!r}")
+    return complaints
+
+
+@sources
+@each_passage
+def test_one_sentence_per_line(passage):
+    report([f"{passage.where}: {fault}" for fault in broken_sentences(passage.text)])
+
+
+@sources
+@each_passage
+def test_what_was_measured_has_a_mark(passage):
+    """A decimal or a percentage names its result, or says that no run produced it."""
+    report(
+        [
+            f"{passage.where}: {found!r} has neither <!--=name--> nor <!--given--> behind it"
+            for found in prose.unmarked(passage)
+        ]
+    )
+
+
+@sources
+@each_passage
+def test_every_mark_follows_a_number(passage):
+    report([f"{passage.where}: no number before {mark}" for mark in prose.lone_marks(passage)])
+
+
+def dead_links(text: str, folder: Path) -> list[str]:
+    """Find links to files that do not exist, and to pages by anything but their source."""
+    complaints = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose.without_code(text)):
+        path = target.partition("#")[0]
+        if not path or re.match(r"[a-z]+:", target):
+            continue
+        if path.endswith(".html"):
+            complaints.append(f"link to the source, .ipynb or .md, not to {target}")
+        elif not (folder / path).exists():
+            complaints.append(f"{target} does not exist")
+    return complaints
+
+
+@sources
+@each_passage
+def test_links_to_pages(passage):
+    faults = dead_links(passage.text, (ROOT / passage.page).parent)
+    report([f"{passage.where}: {fault}" for fault in faults])
+
+
+def pictures_without_alt(text: str) -> list[str]:
+    """Find pictures in Markdown that do not say what they show."""
+    text = prose.without_code(text)
+    complaints = [
+        f"![]({path})" for alt, path in re.findall(r"!\[(.*?)\]\((.*?)\)", text) if not alt
+    ]
+    for figure in re.findall(r"\{(?:figure|image)\}.*?(?:^(?:```|:::)|\Z)", text, re.DOTALL | re.M):
+        if not re.search(r"^:alt: \S", figure, re.MULTILINE):
+            complaints.append(figure.splitlines()[0])
+    complaints += [
+        tag for tag in re.findall(r"<img[^>]*>", text) if not re.search(r'alt="[^"\s]', tag)
+    ]
+    return complaints
+
+
+@sources
+@each_passage
+def test_pictures_in_markdown_have_alt_text(passage):
+    report(
+        [f"{passage.where}: no alt text: {fault}" for fault in pictures_without_alt(passage.text)]
+    )
+
+
+def undescribed_figures(notebook: NotebookNode) -> list[str]:
+    """Find cells that show a picture without saying in words what is seen."""
+    complaints = []
+    for cell in notebook.cells:
+        shows = any("image/png" in o.get("data", {}) for o in cell.get("outputs", []))
+        if not shows:
+            continue
+        mystnb = cell.metadata.get("mystnb", {})
+        alt = mystnb.get("image", {}).get("alt", "")
+        if len(alt) < ALT_CHARACTERS:
+            complaints.append(f"cell {cell.get('id')!r}: alt text of {len(alt)} characters")
+        if not mystnb.get("figure", {}).get("caption"):
+            complaints.append(f"cell {cell.get('id')!r}: no caption")
+    return complaints
+
+
+@each_chapter
+def test_figures_have_alt_text_and_caption(chapter, execute):
+    report(undescribed_figures(execute(chapter).notebook))
+
+
+# Each check, shown a deliberate fault
+
+
+def good_chapter() -> NotebookNode:
+    exercise = ":::{{exercise}}\n:label: {0}\n:::\n:::{{solution}} {0}\n:::\n"
+    texts = {
+        "lead": "# Title\n\nA question.\nAn answer.",
+        "learn": "## What you will learn\n\n- This.\n\nPrerequisites: none; ten minutes.",
+        "wrong": "## What could be wrong\n\nNothing.",
+        "results": "## Results",
+        "found": "## What we found\n\n- This.",
+        "exercises": "## Exercises\n\n" + exercise.format("one") + exercise.format("two"),
+        "reading": "## Further reading\n\nNone.",
+    }
+    cells = [new_markdown_cell(text, id=name) for name, text in texts.items()]
+    cells.insert(2, new_code_cell("import torch", id="set-up"))
+    cells.insert(5, new_code_cell("table(results)", id="show"))
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    return new_notebook(cells=cells, metadata=metadata)
+
+
+def faulty_chapter(old: str, new: str) -> NotebookNode:
+    notebook = good_chapter()
+    for cell in notebook.cells:
+        cell.source = cell.source.replace(old, new)
+    return notebook
+
+
+def test_a_good_chapter_is_without_complaint():
+    assert wrong_order(good_chapter()) == []
+    assert unclean_source(good_chapter()) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("## What could be wrong", "## Doubts", "sections"),
+        ("# Title\n\nA question.\n", "# Title\n\n", "lead"),
+        ("- This.\n\nPre", "- This.\n- That.\n\nPre", "2 bullets"),
+        ("ten minutes", "quick", "minutes"),
+        ("Nothing.", "", "empty"),
+        ("{solution} two", "{solution} three", "solution"),
+        ("import torch", "1 + 1", "set-up"),
+        ("table(results)", "results", "table"),
+    ],
+)
+def test_a_fault_in_the_order_is_found(old, new, complaint):
+    (found,) = wrong_order(faulty_chapter(old, new))
+    assert complaint in found
+
+
+@pytest.mark.parametrize(
+    ("code", "complaint"),
+    [
+        ("%matplotlib inline", "magics"),
+        ("!pip install torch", "shell"),
+        ("sys.path.append('..')", "sys.path"),
+        ("warnings.filterwarnings('ignore')", "warnings"),
+        ("model.to('cuda')", "device"),
+        ("x = 1\n" * 26, "25 lines"),
+    ],
+)
+def test_unclean_code_is_found(code, complaint):
+    (found,) = unclean_source(faulty_chapter("import torch", code))
+    assert complaint in found
+
+
+def test_an_unclean_notebook_is_found():
+    notebook = good_chapter()
+    notebook.metadata["widgets"] = {}
+    notebook.metadata.kernelspec.name = "my-kernel"
+    notebook.metadata.language_info["version"] = "3.11"
+    notebook.cells[0].id = "4390794e"
+    notebook.cells[1].id = "Cell_1"
+    notebook.cells[2].execution_count = 3
+    notebook.cells[3].id = notebook.cells[4].id
+    assert len(unclean_source(notebook)) == 7
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["One sentence. Another one.", "A sentence that goes\non here.", "Is it $z$? It is."],
+)
+def test_a_broken_sentence_is_found(text):
+    assert len(broken_sentences(text)) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "By D. P. Kingma et al. in 2014, e.g. This.\nAnother sentence.",
+        "- One.\n- two.",
+        "The formula is\n$$\nz = 1.\n$$\nwith `code. And` more.",
+        "```python\na = 1. B\n```",
+        "| A. B. | C. D. |",
+        "It is 0.28 nats<!--=kl-->.\nSee [A. Title](x.md).",
+    ],
+)
+def test_whole_sentences_pass(text):
+    assert broken_sentences(text) == []
+
+
+def test_a_dead_link_is_found(tmp_path):
+    (tmp_path / "a.ipynb").touch()
+    text = "[a](a.ipynb) [a](a.ipynb#x) [b](b.md) [c](a.html) [d](https://example.org) `[e](e.md)`"
+    assert dead_links(text, tmp_path) == [
+        "b.md does not exist",
+        "link to the source, .ipynb or .md, not to a.html",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["![](a.png)", ":::{figure} a.png\n:name: a\n\nCaption.\n:::", '<img src="a.png" alt="">'],
+)
+def test_a_picture_without_alt_text_is_found(text):
+    assert len(pictures_without_alt(text)) == 1
+
+
+def test_a_figure_without_alt_text_is_found():
+    picture = new_output("display_data", {"image/png": ""})
+    notebook = new_notebook(cells=[new_code_cell("plot()", outputs=[picture])])
+    assert len(undescribed_figures(notebook)) == 2
+    mystnb = {"image": {"alt": "a" * ALT_CHARACTERS}, "figure": {"caption": "A figure."}}
+    notebook.cells[0].metadata["mystnb"] = mystnb
+    assert undescribed_figures(notebook) == []

