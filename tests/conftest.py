@@ -1,7 +1,8 @@
 """What the tests of the book share: its chapters, each executed once in a session."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import jaxtyping
 import pytest
 from chapters import ROOT, Book, ChapterError, Executed, prepare_data
 
@@ -60,3 +61,11 @@ def execute(book: Book, say: Callable[[str], None]) -> Execute:
         return outcome
 
     return executed
+
+
+@pytest.fixture
+def without_shape_checks() -> Iterator[None]:
+    """Switch off the run-time check of shapes, which users of the package do not have."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

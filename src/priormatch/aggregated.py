@@ -141,9 +141,9 @@ class AggregatedPosterior(Distribution):
         """
         if self._validate_args:
             self._validate_sample(value)
-        codes = value.reshape(-1, *self.event_shape)
+        codes = value.reshape(math.prod(value.shape[:-1]), *self.event_shape)
         blocks = [self._log_prob_of_block(some) for some in codes.split(_DRAWS)]
-        log_density = torch.cat(blocks) if blocks else codes.new_zeros(0)
+        log_density = torch.cat(blocks)
         return log_density.reshape(value.shape[:-1]).to(self.means.dtype)
 
     @cached_property

@@ -41,13 +41,19 @@ from priormatch.training import Recipe, fit
 TABLE = Path(__file__).parents[2] / "results" / "study.csv"
 """The stored study, in a checkout of the book."""
 
-BETAS = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 SEEDS = range(5)
+DECADES = (0.01, 0.1, 1.0, 10.0, 100.0)
+BETWEEN = (0.3, 3.0, 30.0)
 
 
 def grid() -> list[Recipe]:
-    """Return the recipes of the study, seed by seed, so that a killed study has whole seeds."""
-    return [Recipe(beta=beta, epochs=20, seed=seed) for seed in SEEDS for beta in BETAS]
+    """Return the recipes of the study, those that a killed study would miss most first."""
+    return [
+        Recipe(beta=beta, epochs=20, seed=seed)
+        for betas in (DECADES, BETWEEN)
+        for seed in SEEDS
+        for beta in betas
+    ]
 
 
 def measure(vae: VAE, draws: int = 10_000, seed: int = 0) -> dict[str, Estimate]:
