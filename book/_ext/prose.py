@@ -118,10 +118,10 @@ def passages(book: Book) -> list[Passage]:
     """Return all prose of the book in reading order."""
     found: list[Passage] = []
     for page in book.pages:
+        file = book.root / f"{page}.md"
         if book.source(page).exists():
             found += Notebook(book.source(page), page).passages()
-        else:
-            file = book.root / f"{page}.md"
+        elif file.exists():
             text = file.read_text(encoding="utf-8")
             found.append(Passage(page, "text", text, lambda new, f=file: _write(f, new)))
     return found
