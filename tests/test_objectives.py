@@ -1,0 +1,101 @@
+import math
+
+import pytest
+import torch
+from agreement import assert_agrees, assert_at_most
+from torch import nn
+from torch.distributions import MultivariateNormal
+
+from priormatch.mismatch import average
+from priormatch.models import VAE, BernoulliLikelihood, GaussianPosterior, draw, standard_normal
+from priormatch.objectives import bound_parts, bound_parts_in_chunks, encode
+from priormatch.training import Recipe, build
+
+
+class Constant(nn.Module):
+    """A network that says the same of every example."""
+
+    def __init__(self, *values):
+        super().__init__()
+        self.values = torch.tensor(values)
+
+    def forward(self, inputs):
+        return self.values.expand(*inputs.shape[:-1], -1)
+
+
+def test_parts_of_a_model_whose_code_says_nothing_are_known():
+    # The decoder ignores z: the distortion is exact, and the bound is loose by the rate alone.
+    vae = VAE(
+        GaussianPosterior(Constant(1.0, 0.0)),
+        BernoulliLikelihood(Constant(0.0, math.log(3.0))),
+        standard_normal(1),
+    )
+    parts = bound_parts(vae, torch.tensor([[1.0, 1.0], [0.0, 1.0]]), torch.Generator())
+    torch.testing.assert_close(parts.rate, torch.tensor([0.5, 0.5]))
+    expected = -math.log(0.5 * 0.75)
+    torch.testing.assert_close(parts.distortion, torch.tensor([expected, expected]))
+    torch.testing.assert_close(parts.elbo, -parts.distortion - parts.rate)
+
+
+def test_the_bound_is_below_the_evidence_and_tight_for_the_exact_posterior():
+    # One pixel, one latent dimension: log P(X) is a one-dimensional integral.
+    class Linear(nn.Module):
+        def forward(self, codes):
+            return 2.0 * codes
+
+    vae = VAE(
+        GaussianPosterior(Constant(0.2, -1.0)), BernoulliLikelihood(Linear()), standard_normal(1)
+    )
+    axis = torch.linspace(-10, 10, 4_001)[:, None]
+    joint = vae.likelihood(axis).log_prob(torch.ones(4_001, 1)) + vae.prior.log_prob(axis)
+    evidence = torch.trapezoid(joint.double().exp(), axis[:, 0].double()).log().item()
+    elbo = average(bound_parts(vae, torch.ones(200_000, 1), torch.Generator().manual_seed(0)).elbo)
+    posterior = vae.posterior(torch.ones(1))
+    gap = torch.trapezoid(
+        (posterior.log_prob(axis).exp() * (posterior.log_prob(axis) - joint + evidence)).double(),
+        axis[:, 0].double(),
+    ).item()
+    assert gap > 0.01
+    assert_at_most(elbo.value, elbo.standard_error, evidence)
+    assert_agrees(elbo.value, elbo.standard_error, evidence - gap)
+
+
+def test_chunks_change_nothing():
+    vae = build(Recipe(encoder_width=8, decoder_width=8))
+    images = torch.bernoulli(torch.full((10, 784), 0.3), generator=torch.Generator().manual_seed(0))
+    whole = bound_parts(vae, images, torch.Generator().manual_seed(1))
+    in_chunks = bound_parts_in_chunks(vae, images, torch.Generator().manual_seed(1), chunk=3)
+    torch.testing.assert_close(in_chunks.rate, whole.rate.detach())
+    assert in_chunks.distortion.shape == (10,)
+    assert not in_chunks.distortion.requires_grad
+    one_chunk = bound_parts_in_chunks(vae, images, torch.Generator().manual_seed(1), chunk=10)
+    torch.testing.assert_close(one_chunk.distortion, whole.distortion.detach())
+
+
+def test_encode_returns_means_and_standard_deviations():
+    vae = VAE(
+        GaussianPosterior(Constant(1.0, math.log(4.0))),
+        BernoulliLikelihood(Constant(0.0)),
+        standard_normal(1),
+    )
+    means, scales = encode(vae, torch.zeros(5, 1), chunk=2)
+    assert means.tolist() == [[1.0]] * 5
+    torch.testing.assert_close(scales, torch.full((5, 1), 2.0))
+
+
+def test_the_rate_is_the_monte_carlo_mean_of_its_log_ratio():
+    vae = VAE(
+        GaussianPosterior(Constant(0.5, -1.0, -1.0, 0.3)),
+        BernoulliLikelihood(Constant(0.0)),
+        standard_normal(2),
+    )
+    posterior = vae.posterior(torch.zeros(100_000, 1))
+    codes = draw(posterior, torch.Generator().manual_seed(0))
+    estimate = average(posterior.log_prob(codes) - vae.prior.log_prob(codes))
+    rate = bound_parts(vae, torch.zeros(1, 1), torch.Generator()).rate.item()
+    assert_agrees(estimate.value, estimate.standard_error, rate)
+    exact = torch.distributions.kl_divergence(
+        MultivariateNormal(torch.tensor([0.5, -1.0]), torch.tensor([-1.0, 0.3]).exp().diag()),
+        MultivariateNormal(torch.zeros(2), torch.eye(2)),
+    )
+    assert rate == pytest.approx(exact.item(), rel=1e-5)
