@@ -82,8 +82,13 @@ def test_everything_that_results_depend_on_is_in_the_fingerprint(tiny_book, monk
 def test_what_no_result_depends_on_is_not_in_the_fingerprint(tiny_book):
     book = tiny_book("1")
     before = fingerprint(book.root, "/digits")
-    for name in ("src/package/__pycache__/module.pyc", "src/package.egg-info/PKG-INFO"):
-        (book.root / name).parent.mkdir()
+    for name in (
+        "src/package/__pycache__/module.pyc",
+        "src/package.egg-info/PKG-INFO",
+        "results/study-checkpoints/half",
+        "results/model.unfinished",
+    ):
+        (book.root / name).parent.mkdir(exist_ok=True)
         (book.root / name).write_text("made by a program")
     (book.root / "book" / "index.md").write_text("# Prose")
     assert fingerprint(book.root, "/elsewhere/the/same/digits") == before

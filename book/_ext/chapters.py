@@ -37,6 +37,8 @@ SECONDS_PER_CELL = 600
 
 # Settings that change a result, or may.
 ENVIRONMENT = re.compile(r"PRIORMATCH_(?!DATA$)\w+|CUDA_VISIBLE_DEVICES|\w+_NUM_THREADS")
+# What programs leave in src/ and results/, and what a running study has not finished yet.
+UNFINISHED = re.compile(r"^__pycache__$|\.egg-info$|\.checkpoint$|\.unfinished$|-checkpoints$")
 ANSI_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -176,8 +178,7 @@ def fingerprint(root: Path, data: str) -> str:
     digest = hashlib.sha256("\0".join(parts).encode())
     for folder in ("src", "results"):
         for file in sorted((root / folder).rglob("*")):
-            made = "__pycache__" in file.parts or any(p.endswith(".egg-info") for p in file.parts)
-            if file.is_file() and not made:
+            if file.is_file() and not any(UNFINISHED.search(part) for part in file.parts):
                 digest.update(f"\0{file.relative_to(root).as_posix()}\0".encode())
                 digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:16]
