@@ -178,7 +178,9 @@ def fingerprint(root: Path, data: str) -> str:
     digest = hashlib.sha256("\0".join(parts).encode())
     for folder in ("src", "results"):
         for file in sorted((root / folder).rglob("*")):
-            if file.is_file() and not any(UNFINISHED.search(part) for part in file.parts):
+            if file.is_file() and not any(
+                UNFINISHED.search(part) for part in file.relative_to(root).parts
+            ):
                 digest.update(f"\0{file.relative_to(root).as_posix()}\0".encode())
                 digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:16]
