@@ -130,7 +130,9 @@ class Book:
         try:
             client.execute(env=os.environ | {"PRIORMATCH_DATA": self.data})
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
-            reason = getattr(error, "traceback", None) or f"{type(error).__name__}: {error}"
+            shown = [o for o in notebook.cells[current].outputs if o.output_type == "error"]
+            # A cell that hangs, or whose kernel dies, shows no traceback of its own.
+            reason = "\n".join(shown[-1].traceback) if shown else f"{type(error).__name__}: {error}"
             raise ChapterError(
                 f"{describe_cell(chapter, notebook, current)}\n\n{ANSI_COLOURS.sub('', reason)}"
             ) from None
