@@ -130,9 +130,12 @@ class Book:
         try:
             client.execute(env=os.environ | {"PRIORMATCH_DATA": self.data})
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
-            shown = [o for o in notebook.cells[current].outputs if o.output_type == "error"]
-            # A cell that hangs, or whose kernel dies, shows no traceback of its own.
-            reason = "\n".join(shown[-1].traceback) if shown else f"{type(error).__name__}: {error}"
+            reason = f"{type(error).__name__}: {error}"
+            if isinstance(error, CellExecutionError):
+                # The cell's own traceback; the exception's text repeats the source before it.
+                outputs = notebook.cells[current].outputs
+                tracebacks = [o.traceback for o in outputs if o.output_type == "error"]
+                reason = "\n".join(tracebacks[-1])
             raise ChapterError(
                 f"{describe_cell(chapter, notebook, current)}\n\n{ANSI_COLOURS.sub('', reason)}"
             ) from None
