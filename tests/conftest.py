@@ -31,13 +31,21 @@ def say(pytestconfig: pytest.Config) -> Callable[[str], None]:
     return write
 
 
-@pytest.fixture(scope="session")
-def book(pytestconfig: pytest.Config) -> Book:
-    """The book of this repository, on the digits that were found."""
+@pytest.fixture(scope="session", autouse=True)
+def digits(pytestconfig: pytest.Config) -> Iterator[str]:
+    """Find or download the digits once; the package and the book then read the same ones."""
     # A download shows its progress.
     with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        data = prepare_data()
-    return Book(ROOT, data)
+        found = prepare_data()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PRIORMATCH_DATA", found)
+        yield found
+
+
+@pytest.fixture(scope="session")
+def book(digits: str) -> Book:
+    """The book of this repository, on the digits that were found."""
+    return Book(ROOT, digits)
 
 
 @pytest.fixture(scope="session")

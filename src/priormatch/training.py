@@ -253,7 +253,8 @@ def _schedule(
         optimiser,
         recipe.learning_rate,
         total_steps=recipe.epochs * batches,
-        pct_start=0.1,
+        # A rise of less than two steps is none: OneCycleLR would divide by zero.
+        pct_start=max(0.1, 2 / (recipe.epochs * batches)),
         cycle_momentum=False,
     )
 

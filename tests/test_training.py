@@ -1,0 +1,206 @@
+import dataclasses
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from priormatch.training import (
+    CheckpointMismatchError,
+    DivergedError,
+    Recipe,
+    build,
+    fit,
+)
+
+SMALL = Recipe(encoder_width=16, decoder_width=16, epochs=3, batch_size=20, learning_rate=1e-2)
+
+
+def pictures(examples=100, seed=0):
+    """Return grey images of two kinds, which a small VAE tells apart in a moment."""
+    generator = torch.Generator().manual_seed(seed)
+    left = (torch.arange(784) % 28 < 14).float()
+    kind = torch.randint(2, (examples, 1), generator=generator).float()
+    return 0.05 + 0.9 * (kind * left + (1 - kind) * (1 - left))
+
+
+def timeless(history):
+    return [row._replace(seconds=0.0) for row in history]
+
+
+def same_weights(one, other):
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(first, second) for first, second in pairs)
+
+
+def small_fit(recipe=SMALL, **options):
+    return fit(recipe, pictures(), pictures(40, seed=1), progress=False, **options)
+
+
+def test_same_seed_same_history_and_weights():
+    first, second = small_fit(), small_fit()
+    assert timeless(first.history) == timeless(second.history)
+    assert same_weights(first.model, second.model)
+
+
+def test_another_seed_is_another_training():
+    other = small_fit(dataclasses.replace(SMALL, seed=1))
+    assert timeless(other.history) != timeless(small_fit().history)
+    assert not same_weights(build(SMALL), build(dataclasses.replace(SMALL, seed=1)))
+
+
+def test_nothing_depends_on_the_global_generator():
+    torch.manual_seed(1)
+    first = small_fit()
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    assert same_weights(first.model, small_fit().model)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_training_raises_the_bound_of_unseen_images():
+    history = small_fit(dataclasses.replace(SMALL, epochs=60)).history
+    assert [row.epoch for row in history] == list(range(1, 61))
+    # Binary noise of 784 pixels at 0.05 or 0.95 leaves an entropy of 0.1985 nats a pixel.
+    entropy = 784 * 0.1985
+    assert history[0].validation_elbo < history[-1].validation_elbo - 50
+    assert -entropy - 15 < history[-1].validation_elbo < -entropy + 5
+
+
+def test_stopped_and_resumed_is_never_stopped(tmp_path):
+    whole = small_fit()
+    checkpoint = tmp_path / "deep" / "state.checkpoint"
+
+    def stop(epoch, model):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        small_fit(checkpoint=checkpoint, after_epoch=stop)
+    assert checkpoint.exists()
+    epochs = []
+    resumed = small_fit(checkpoint=checkpoint, after_epoch=lambda epoch, _: epochs.append(epoch))
+    assert epochs == [2, 3], "the epoch that was not saved is done again, the saved one is not"
+    assert timeless(resumed.history) == timeless(whole.history)
+    assert same_weights(resumed.model, whole.model)
+    assert not checkpoint.exists()
+
+
+def test_a_killed_process_resumes_bit_for_bit(tmp_path):
+    checkpoint, weights = tmp_path / "state.checkpoint", tmp_path / "weights.pt"
+    program = f"""
+import sys
+import torch
+sys.path.insert(0, {str(__file__).rsplit("/", 1)[0]!r})
+from test_training import SMALL, pictures, fit
+import dataclasses, pathlib
+torch.set_num_threads(1)
+recipe = dataclasses.replace(SMALL, epochs=400)
+trained = fit(recipe, pictures(), pictures(40, seed=1), progress=False,
+              checkpoint=pathlib.Path({str(checkpoint)!r}))
+torch.save(trained.model.state_dict(), {str(weights)!r})
+"""
+
+    def start():
+        return subprocess.Popen([sys.executable, "-c", program])
+
+    process = start()
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    done = len(torch.load(checkpoint, weights_only=True)["history"])
+    assert 1 <= done < 400
+    assert start().wait(timeout=300) == 0
+    interrupted = torch.load(weights, weights_only=True)
+    weights.unlink()
+    assert start().wait(timeout=300) == 0
+    whole = torch.load(weights, weights_only=True)
+    assert all(torch.equal(interrupted[key], whole[key]) for key in whole)
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
+    checkpoint = tmp_path / "state.checkpoint"
+
+    def stop(epoch, model):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        small_fit(checkpoint=checkpoint, after_epoch=stop)
+    with pytest.raises(CheckpointMismatchError, match="delete it"):
+        small_fit(dataclasses.replace(SMALL, beta=2.0), checkpoint=checkpoint)
+
+
+def test_a_diverging_loss_is_a_named_error():
+    with pytest.raises(DivergedError, match="lower the learning rate"):
+        small_fit(dataclasses.replace(SMALL, learning_rate=1e6, epochs=20))
+
+
+def test_beta_weighs_the_rate():
+    rates = [
+        small_fit(dataclasses.replace(SMALL, beta=beta, epochs=8)).history[-1].validation_rate
+        for beta in (0.1, 1.0, 1_000.0)
+    ]
+    assert rates[0] > rates[1] > rates[2]
+    assert rates[2] < 0.01
+
+
+def test_grey_pixels_are_trained_on_as_they_are():
+    history = small_fit(dataclasses.replace(SMALL, pixels="grey", schedule="constant")).history
+    binarised = small_fit(dataclasses.replace(SMALL, schedule="constant")).history
+    assert history[-1].validation_elbo != binarised[-1].validation_elbo
+
+
+def test_a_learning_rate_rises_and_falls_to_zero_or_stays():
+    from priormatch.training import _schedule
+
+    def rates(kind):
+        recipe = dataclasses.replace(SMALL, schedule=kind)
+        optimiser = torch.optim.Adam(build(recipe).parameters(), lr=recipe.learning_rate)
+        schedule = _schedule(recipe, optimiser, batches=10)
+        seen = []
+        for _ in range(30):
+            seen.append(optimiser.param_groups[0]["lr"])
+            optimiser.step()
+            schedule.step()
+        return seen
+
+    assert rates("constant") == [1e-2] * 30
+    cycle = rates("one cycle")
+    assert max(cycle) == pytest.approx(1e-2)
+    assert cycle[0] < 1e-3
+    assert cycle[-1] < 1e-5
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Recipe)])
+def test_no_field_of_a_recipe_is_idle(field):
+    """Each field changes the training: a field that does nothing is a lie in every table."""
+    changed = {
+        "latent_dimension": 3,
+        "encoder_depth": 3,
+        "encoder_width": 17,
+        "decoder_depth": 1,
+        "decoder_width": 17,
+        "activation": "softplus",
+        "pixels": "grey",
+        "beta": 2.0,
+        "epochs": 2,
+        "batch_size": 25,
+        "learning_rate": 1e-3,
+        "schedule": "constant",
+        "seed": 1,
+    }
+    recipe = dataclasses.replace(SMALL, **{field: changed[field]})
+    assert timeless(small_fit(recipe).history) != timeless(small_fit().history)
+
+
+def test_progress_says_how_far_it_is(capsys):
+    fit(SMALL, pictures(), pictures(40, seed=1))
+    shown = capsys.readouterr().err
+    assert "3/3" in shown
+    assert "validation ELBO" in shown
