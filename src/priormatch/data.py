@@ -124,7 +124,7 @@ def load_mnist(part: Part) -> Digits:
         DataNotFoundError: ``PRIORMATCH_DATA`` names a folder without digits.
         DamagedDataError: A file of the data set is not the official one.
 
-    Introduced in "The latent picture".
+    Introduced in "The KL term".
     """
     found = prepare()
     if found == Source.FALLBACK:
@@ -152,7 +152,7 @@ def binarize(
 
     Source: :cite:t:`salakhutdinov2008`; "dynamic" binarisation when drawn anew at each use.
 
-    Introduced in "The latent picture".
+    Introduced in "The KL term".
 
     >>> binarize(torch.tensor([0.0, 1.0]), torch.Generator())
     tensor([0., 1.])

@@ -112,7 +112,7 @@ def draw(distribution: Distribution, generator: torch.Generator) -> Float[Tensor
 
     Source: :cite:t:`kingma2014`, the reparameterisation trick.
 
-    Introduced in "The latent picture".
+    Introduced in "The KL term".
     """
     mean, scale = distribution.mean, distribution.stddev
     return mean + scale * torch.randn(mean.shape, generator=generator, dtype=mean.dtype)

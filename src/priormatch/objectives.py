@@ -79,7 +79,7 @@ def encode(
     Returns:
         Means and scales (standard deviations), each of shape ``(examples, latent)``.
 
-    Introduced in "The latent picture".
+    Introduced in "The KL term".
     """
     posteriors = [vae.posterior(some) for some in images.split(chunk)]
     mean = torch.cat([posterior.mean for posterior in posteriors])

@@ -47,7 +47,7 @@ def prior_circles(ax: Axes, masses: Sequence[float] = MASSES) -> Axes:
         ax: Axes with equal scales.
         masses: Shares of the prior's mass inside each circle.
 
-    Introduced in "The latent picture".
+    Introduced in "The KL term".
     """
     for mass in masses:
         radius = np.sqrt(-2 * np.log1p(-mass))
@@ -68,7 +68,7 @@ def prior_circles(ax: Axes, masses: Sequence[float] = MASSES) -> Axes:
 def latent_plane(ax: Axes, limit: float = 4.0) -> Axes:
     """Give the axes of two latent dimensions one scale, one limit and their names.
 
-    Introduced in "The latent picture".
+    Introduced in "The KL term".
     """
     ax.set(xlim=(-limit, limit), ylim=(-limit, limit), xlabel="$z_1$", ylabel="$z_2$")
     ax.set_aspect("equal")
@@ -119,7 +119,7 @@ def images_in_grid(ax: Axes, images: Float[Tensor, "images 784"], columns: int) 
         images: Grey values in [0, 1], of shape ``(images, 784)``; 1 is ink.
         columns: Images in a row; the last row is filled with paper.
 
-    Introduced in "The latent picture".
+    Introduced in "The KL term".
     """
     rows = -(-len(images) // columns)
     canvas = np.zeros((rows * columns, 28, 28), dtype=np.float32)

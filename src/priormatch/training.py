@@ -57,7 +57,7 @@ class Recipe:
             a cosine; ``"constant"`` stays at the peak.
         seed: Decides the initial weights, the order of the images, the pixels and the noise.
 
-    Introduced in "The latent picture".
+    Introduced in "The KL term".
     """
 
     latent_dimension: int = 2
@@ -106,7 +106,7 @@ class Trained(NamedTuple):
 def build(recipe: Recipe) -> VAE:
     """Return the untrained VAE of a recipe; its weights follow from the recipe's seed alone.
 
-    Introduced in "The latent picture".
+    Introduced in "The KL term".
     """
     activation = _ACTIVATIONS[recipe.activation]
     encoder = [PIXELS, *[recipe.encoder_width] * recipe.encoder_depth, 2 * recipe.latent_dimension]
@@ -149,7 +149,7 @@ def fit(
         DivergedError: The loss is not finite.
         CheckpointMismatchError: `checkpoint` was written by another recipe.
 
-    Introduced in "The latent picture".
+    Introduced in "The KL term".
     """
     model = build(recipe)
     optimiser = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate, fused=True)

@@ -58,7 +58,7 @@ def load(name: str, store: Path = STORE) -> Trained:
         KeyError: No recipe has that name.
         StaleModelError: The stored model was made by another recipe.
 
-    Introduced in "The latent picture".
+    Introduced in "The KL term".
     """
     if name not in RECIPES:
         raise KeyError(f"no recipe is called {name!r}; there are {', '.join(RECIPES)}")
