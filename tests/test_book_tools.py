@@ -169,6 +169,7 @@ def run_of(reference: dict, value: float, standard_error: float | None = None) -
     ("reference", "value", "standard_error"),
     [
         (CLOSED, 2.0 + 1.9e-5, None),
+        (CLOSED | {"kind": "record"}, 2.0 + 1.9e-5, None),
         (CLOSED | {"relative": 1e-10}, 2.0 + 1.9e-10, None),
         (CLOSED | {"value": 0.0}, 1e-6, None),
         (MONTE_CARLO, 2.49, 0.1),
@@ -186,6 +187,7 @@ def test_a_result_within_its_band_passes(reference, value, standard_error):
     ("reference", "value", "standard_error", "words"),
     [
         (CLOSED, 2.0 + 2.1e-5, None, "reference 2.0"),
+        (CLOSED | {"kind": "record"}, 2.0 + 2.1e-5, None, "reference 2.0"),
         (CLOSED | {"relative": 1e-10}, 2.0 + 2.1e-10, None, "band"),
         (MONTE_CARLO, 2.51, 0.1, "band ± 0.5"),
         (MONTE_CARLO, 2.0, 0.21, "standard error 0.21"),

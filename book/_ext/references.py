@@ -2,7 +2,7 @@
 
 A file holds one entry per result. What an entry says depends on its kind:
 
-closed form
+closed form, record
     ``value``; the run may differ by the share 1e-5 of it, or by ``relative`` if the entry has it.
 Monte Carlo
     ``value`` and ``standard_error``; the run may differ by 5 standard errors of its own, and its
@@ -25,14 +25,15 @@ import nbformat
 Entry = dict[str, Any]
 
 RELATIVE = 1e-5
-"""Band of a closed form, for float32."""
+"""Band of a closed form or of a record, for float32."""
 STANDARD_ERRORS = 5
 STANDARD_ERROR_FACTOR = 2
 STANDARD_DEVIATIONS = 4
 SEEDS = 5
 
 # Kinds whose entries a single run can write; the others need seeds or a judgement.
-FROM_ONE_RUN = ("closed form", "Monte Carlo")
+EXACT = ("closed form", "record")
+FROM_ONE_RUN = (*EXACT, "Monte Carlo")
 HOW_TO_WRITE = {
     "trained model": '"value", "standard_deviation" and "seeds" (at least 5) of a study',
     "ordering": '"above" or "below" with room',
@@ -82,7 +83,7 @@ def complaint(run: Entry, reference: Entry) -> str | None:
             return 'an ordering\'s reference needs "above" or "below"'
         return None if low < value < high else f"value {value!r}, band ({low!r}, {high!r})"
     expected = reference["value"]
-    if kind == "closed form":
+    if kind in EXACT:
         # Where the truth is zero a share of it says nothing, and the band is absolute.
         room = reference.get("relative", RELATIVE) * (abs(expected) or 1)
     elif kind == "Monte Carlo":

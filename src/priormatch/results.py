@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any, Literal, get_args
 
-Kind = Literal["closed form", "Monte Carlo", "trained model", "ordering"]
+Kind = Literal["closed form", "record", "Monte Carlo", "trained model", "ordering"]
 """What a result can differ by when it is computed again.
 
-A *closed form* by rounding; a *Monte Carlo* estimate on a fixed model by its standard error; a
-number of a *trained model* by the spread over seeds; an *ordering* by anything that keeps the
-inequality.
+A *closed form* by rounding, and so a *record*, which is read off a stored training; a *Monte Carlo*
+estimate on a fixed model by its standard error; a number of a *trained model* by the spread over
+seeds; an *ordering* by anything that keeps the inequality.
 """
 
 

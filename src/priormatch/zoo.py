@@ -23,7 +23,7 @@ STORE = Path(__file__).parents[2] / "results" / "models"
 RECIPES: dict[str, Recipe] = {
     # The VAE of the question: 784-500-500-2, trained on what its likelihood speaks of.
     "question": Recipe(),
-    # The recipe that the question's picture probably came from, Metzen's notebook of 2015.
+    # The recipe that the question's picture may have come from, Metzen's notebook of 2015.
     "picture": Recipe(
         activation="softplus",
         pixels="grey",
