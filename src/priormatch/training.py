@@ -48,7 +48,7 @@ class Recipe:
         decoder_width: Units of each of them.
         activation: Nonlinearity between the layers.
         pixels: ``"binarised"`` draws fresh binary pixels at every use; ``"grey"`` trains on the
-            cross-entropy of grey values, as the notebook did that the question's picture may be from.
+            cross-entropy of grey values, as many tutorials do; it is no likelihood.
         beta: Weight of the rate in the loss; 1 is the ELBO.
         epochs: Passes over the training images.
         batch_size: Images of a gradient step.
