@@ -75,8 +75,7 @@ class Mark:
     @property
     def chapter(self) -> str:
         """The chapter whose result is meant, as `_toc.yml` names it."""
-        folder = Path(self.passage.page).parent
-        return (folder / (self.match["chapter"] or Path(self.passage.page).name)).as_posix()
+        return f"book/{self.match['chapter'] or Path(self.passage.page).name}"
 
     @property
     def name(self) -> str:
@@ -115,9 +114,9 @@ class Notebook:
 
 
 def passages(book: Book) -> list[Passage]:
-    """Return all prose of the book in reading order."""
+    """Return all prose in reading order: the README's, then the book's."""
     found: list[Passage] = []
-    for page in book.pages:
+    for page in ("README", *book.pages):
         file = book.root / f"{page}.md"
         if book.source(page).exists():
             found += Notebook(book.source(page), page).passages()
