@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, constraints
 
-# Draws and components of one block: 4 MB in double precision stay in a processor's cache.
-_DRAWS, _COMPONENTS = 128, 4_096
+# Draws and components of one block: 1 MB in double precision stays in a processor's cache.
+_DRAWS, _COMPONENTS = 128, 1_024
 
 
 class AggregatedPosterior(Distribution):
@@ -162,8 +162,9 @@ class AggregatedPosterior(Distribution):
         for weights in self._weights.split(_COMPONENTS, dim=1):
             exponents = features @ weights
             top = exponents.amax(1, keepdim=True)
-            # Single precision is enough for the terms once their maximum is taken out.
-            terms = exponents.sub_(top).float().exp_().sum(1)
+            # Single precision is enough for the terms once their maximum is taken out. Terms below
+            # exp(-80) are lost in the sum; numbers too small for a float would be slow.
+            terms = exponents.sub_(top).float().clamp_(min=-80.0).exp_().sum(1)
             total = torch.logaddexp(total, top.squeeze(1) + terms.double().log())
         normaliser = math.log(self.components) + 0.5 * codes.shape[1] * math.log(2 * math.pi)
         return total - normaliser
