@@ -19,8 +19,9 @@ MATHJAX_FILES = ("tex-chtml-full.js", "output/chtml/fonts/woff-v2")
 FALLBACK_NOTICE = (
     "<p>These pages were built without the full MNIST data set: "
     "its place is taken by 5,000 of MNIST’s training images. "
-    "The stored models have seen every one of them in training, so no number called “held out” "
-    "on these pages is held out, and figures and numbers differ from those in the text.</p>"
+    "The stored models were validated on most of them and trained on the rest, so no number called "
+    "“held out” on these pages is strictly held out, and figures and numbers differ from those in "
+    "the text.</p>"
 )
 
 
