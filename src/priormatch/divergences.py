@@ -110,8 +110,6 @@ def kl_from_uniform(covered_share: float) -> float:
     Raises:
         ValueError: The share is not in (0, 1].
 
-    Introduced in "The KL term".
-
     >>> round(kl_from_uniform(0.1), 4)
     2.3026
     """

@@ -182,7 +182,9 @@ def fit(
     )
     for epoch in epochs:
         start = time.perf_counter()
-        distortion, rate = _train_epoch(recipe, model, optimiser, schedule, train_images, generator)
+        distortion, rate = _train_epoch(
+            recipe, model, optimiser, schedule, train_images, batches, generator
+        )
         held_out = bound_parts_in_chunks(
             model, validation_pixels, torch.Generator().manual_seed(recipe.seed)
         )
@@ -222,10 +224,10 @@ def _train_epoch(
     optimiser: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
     images: Tensor,
+    batches: int,
     generator: torch.Generator,
 ) -> tuple[float, float]:
     order = torch.randperm(len(images), generator=generator)
-    batches = max(1, len(images) // recipe.batch_size)
     distortion = rate = 0.0
     for batch in order[: batches * recipe.batch_size].tensor_split(batches):
         pixels = images[batch]
