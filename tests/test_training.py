@@ -11,6 +11,7 @@ from priormatch.training import (
     CheckpointMismatchError,
     DivergedError,
     Recipe,
+    _average,
     build,
     fit,
 )
@@ -88,6 +89,69 @@ def test_stopped_and_resumed_is_never_stopped(tmp_path):
     assert not checkpoint.exists()
 
 
+def test_the_average_of_the_weights_is_what_is_returned():
+    # One step an epoch, so that the weights after each step are those of shorter trainings.
+    steps = dataclasses.replace(SMALL, batch_size=100, schedule="constant")
+    first, second, third = (
+        small_fit(dataclasses.replace(steps, epochs=epochs)).model.state_dict()
+        for epochs in (1, 2, 3)
+    )
+    averaged = small_fit(dataclasses.replace(steps, weight_average=0.15)).model.state_dict()
+    for key in averaged:
+        expected = 0.15 * (0.15 * first[key] + 0.85 * second[key]) + 0.85 * third[key]
+        torch.testing.assert_close(averaged[key], expected)
+
+
+def test_the_decay_of_the_average_warms_up():
+    averages, weights = [torch.zeros(1)], [torch.ones(1)]
+    _average(0.999, averages, weights, 8)
+    assert averages[0].item() == pytest.approx(0.5)  # 1 - 9 / 18
+    _average(0.999, averages, weights, 1_000_000)
+    assert averages[0].item() == pytest.approx(0.5005)
+
+
+def test_an_averaged_training_that_stops_and_resumes_is_never_stopped(tmp_path):
+    recipe = dataclasses.replace(SMALL, weight_average=0.9)
+    whole = small_fit(recipe)
+    checkpoint = tmp_path / "state.checkpoint"
+
+    def stop(epoch, model):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        small_fit(recipe, checkpoint=checkpoint, after_epoch=stop)
+    resumed = small_fit(recipe, checkpoint=checkpoint)
+    assert same_weights(resumed.model, whole.model)
+    assert timeless(resumed.history) == timeless(whole.history)
+
+
+@pytest.mark.parametrize("beta", [1.0, 3.0])
+def test_training_ends_once_the_objective_is_flat(beta, tmp_path):
+    recipe = dataclasses.replace(SMALL, epochs=200, beta=beta, flat=2.0)
+    history = small_fit(recipe).history
+    loss = [row.validation_distortion + beta * row.validation_rate for row in history]
+    assert 20 < len(history) < 200
+
+    def gain(epochs):
+        return min(loss[: epochs - 10]) - min(loss[epochs - 10 : epochs])
+
+    assert gain(len(loss)) < 2.0
+    assert all(gain(epochs) >= 2.0 for epochs in range(20, len(loss)))
+
+
+def test_a_training_killed_after_its_last_epoch_does_not_go_on(tmp_path, monkeypatch):
+    recipe = dataclasses.replace(SMALL, epochs=30, flat=1e9)
+    checkpoint = tmp_path / "state.checkpoint"
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.unlink", lambda *_, **__: None)
+        whole = small_fit(recipe, checkpoint=checkpoint)
+    assert checkpoint.exists()
+    again = small_fit(recipe, checkpoint=checkpoint)
+    assert timeless(again.history) == timeless(whole.history)
+    assert len(again.history) == 20
+
+
 def test_a_killed_process_resumes_bit_for_bit(tmp_path):
     checkpoint, weights = tmp_path / "state.checkpoint", tmp_path / "weights.pt"
     program = f"""
@@ -159,18 +223,23 @@ def test_grey_pixels_are_trained_on_as_they_are():
 def test_a_learning_rate_rises_and_falls_to_zero_or_stays():
     from priormatch.training import _schedule
 
-    def rates(kind):
+    def rates(kind, steps=30):
         recipe = dataclasses.replace(SMALL, schedule=kind)
         optimiser = torch.optim.Adam(build(recipe).parameters(), lr=recipe.learning_rate)
         schedule = _schedule(recipe, optimiser, batches=10)
         seen = []
-        for _ in range(30):
+        for _ in range(steps):
             seen.append(optimiser.param_groups[0]["lr"])
             optimiser.step()
             schedule.step()
         return seen
 
     assert rates("constant") == [1e-2] * 30
+    falling = rates("inverse root", steps=201)
+    assert falling[0] == pytest.approx(1e-3)
+    assert falling[4] == pytest.approx(5e-3)
+    assert falling[9:50] == pytest.approx([1e-2] * 41)
+    assert falling[199] == pytest.approx(5e-3)  # 20 epochs are four times 5
     cycle = rates("one cycle")
     assert max(cycle) == pytest.approx(1e-2)
     assert cycle[0] < 1e-3
@@ -193,10 +262,14 @@ def test_no_field_of_a_recipe_is_idle(field):
         "batch_size": 25,
         "learning_rate": 1e-3,
         "schedule": "constant",
+        "gradient_norm": 1.0,
+        "weight_average": 0.9,
+        "flat": 1e9,
         "seed": 1,
     }
-    recipe = dataclasses.replace(SMALL, **{field: changed[field]})
-    assert timeless(small_fit(recipe).history) != timeless(small_fit().history)
+    base = dataclasses.replace(SMALL, epochs=21) if field == "flat" else SMALL
+    recipe = dataclasses.replace(base, **{field: changed[field]})
+    assert timeless(small_fit(recipe).history) != timeless(small_fit(base).history)
 
 
 def test_progress_says_how_far_it_is(capsys):

@@ -1,16 +1,18 @@
 """Training: a recipe in, a model and its history out; the same recipe gives the same model."""
 
+import functools
 import math
 import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from priormatch.data import binarize
@@ -24,6 +26,9 @@ from priormatch.models import (
 from priormatch.objectives import bound_parts, bound_parts_in_chunks
 
 PIXELS = 784
+
+# Epochs over which a validation ELBO is called flat or not.
+_WINDOW = 10
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "softplus": nn.Softplus}
 
@@ -50,11 +55,18 @@ class Recipe:
         pixels: ``"binarised"`` draws fresh binary pixels at every use; ``"grey"`` trains on the
             cross-entropy of grey values, as many tutorials do; it is no likelihood.
         beta: Weight of the rate in the loss; 1 is the ELBO.
-        epochs: Passes over the training images.
+        epochs: Passes over the training images; with `flat`, at most.
         batch_size: Images of a gradient step.
         learning_rate: Peak learning rate of Adam.
         schedule: ``"one cycle"`` rises to the peak in a tenth of the steps and falls to zero along
-            a cosine; ``"constant"`` stays at the peak.
+            a cosine; ``"inverse root"`` rises during the first epoch and falls with the root of
+            their number from the fifth on, wherever training ends; ``"constant"`` stays.
+        gradient_norm: Longer gradients are shortened to it; 0 leaves them as they are.
+        weight_average: Decay of the exponential moving average of the weights, a step. The average
+            is what is validated and returned; 0 stands for the weights themselves.
+        flat: Training ends before `epochs` once the validation ELBO, its rate weighted by `beta`,
+            is at its best of the last 10 epochs less than this many nats above its best before
+            them, though not before the 20th; 0 trains all `epochs`.
         seed: Decides the initial weights, the order of the images, the pixels and the noise.
 
     Introduced in "The KL term".
@@ -71,7 +83,10 @@ class Recipe:
     epochs: int = 100
     batch_size: int = 250
     learning_rate: float = 3e-3
-    schedule: Literal["one cycle", "constant"] = "one cycle"
+    schedule: Literal["one cycle", "inverse root", "constant"] = "one cycle"
+    gradient_norm: float = 0.0
+    weight_average: float = 0.0
+    flat: float = 0.0
     seed: int = 0
 
 
@@ -152,6 +167,8 @@ def fit(
     Introduced in "The KL term".
     """
     model = build(recipe)
+    average = AveragedModel(model, multi_avg_fn=functools.partial(_average, recipe.weight_average))
+    returned = cast("VAE", average.module) if recipe.weight_average else model
     optimiser = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate, fused=True)
     batches = max(1, len(train_images) // recipe.batch_size)
     schedule = _schedule(recipe, optimiser, batches)
@@ -165,12 +182,13 @@ def fit(
                 "delete it, or name another file."
             )
         model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
         schedule.load_state_dict(state["schedule"])
         generator.set_state(state["generator"])
         history = [Epoch(*row) for row in state["history"]]
     if after_epoch is not None and not history:
-        after_epoch(0, model)
+        after_epoch(0, returned)
     validation_pixels = _validation_pixels(recipe, validation_images)
 
     epochs = tqdm(
@@ -181,12 +199,14 @@ def fit(
         disable=not progress,
     )
     for epoch in epochs:
+        if _is_flat(recipe, history):
+            break
         start = time.perf_counter()
         distortion, rate = _train_epoch(
-            recipe, model, optimiser, schedule, train_images, batches, generator
+            recipe, model, average, optimiser, schedule, train_images, batches, generator
         )
         held_out = bound_parts_in_chunks(
-            model, validation_pixels, torch.Generator().manual_seed(recipe.seed)
+            returned, validation_pixels, torch.Generator().manual_seed(recipe.seed)
         )
         history.append(
             Epoch(
@@ -200,13 +220,14 @@ def fit(
         )
         epochs.set_postfix_str(f"validation ELBO {history[-1].validation_elbo:.2f} nats")
         if after_epoch is not None:
-            after_epoch(epoch, model)
+            after_epoch(epoch, returned)
         if checkpoint is not None:
             _save_atomically(
                 checkpoint,
                 {
                     "recipe": asdict(recipe),
                     "model": model.state_dict(),
+                    "average": average.state_dict(),
                     "optimiser": optimiser.state_dict(),
                     "schedule": schedule.state_dict(),
                     "generator": generator.get_state(),
@@ -215,12 +236,13 @@ def fit(
             )
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
-    return Trained(model.eval(), history)
+    return Trained(returned.eval(), history)
 
 
 def _train_epoch(
     recipe: Recipe,
     model: VAE,
+    average: AveragedModel,
     optimiser: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
     images: Tensor,
@@ -239,8 +261,12 @@ def _train_epoch(
             raise DivergedError(f"the loss is {loss.item()}: lower the learning rate of {recipe}")
         optimiser.zero_grad()
         loss.backward()
+        if recipe.gradient_norm:
+            nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_norm)
         optimiser.step()
         schedule.step()
+        if recipe.weight_average:
+            average.update_parameters(model)
         distortion += parts.distortion.mean().item() / batches
         rate += parts.rate.mean().item() / batches
     return distortion, rate
@@ -251,6 +277,13 @@ def _schedule(
 ) -> torch.optim.lr_scheduler.LRScheduler:
     if recipe.schedule == "constant":
         return torch.optim.lr_scheduler.ConstantLR(optimiser, factor=1.0)
+    if recipe.schedule == "inverse root":
+
+        def share_of_peak(steps: int) -> float:
+            epochs = (steps + 1) / batches
+            return min(epochs, 1.0) * min(1.0, math.sqrt(5 / epochs))
+
+        return torch.optim.lr_scheduler.LambdaLR(optimiser, share_of_peak)
     return torch.optim.lr_scheduler.OneCycleLR(
         optimiser,
         recipe.learning_rate,
@@ -259,6 +292,20 @@ def _schedule(
         pct_start=max(0.1, 2 / (recipe.epochs * batches)),
         cycle_momentum=False,
     )
+
+
+def _average(
+    decay: float, averages: list[Tensor], weights: list[Tensor], steps: Tensor | int
+) -> None:
+    """Move the averages towards the weights, quicker while the first steps would weigh on them."""
+    torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + int(steps)) / (10 + int(steps))))
+
+
+def _is_flat(recipe: Recipe, history: list[Epoch]) -> bool:
+    if not recipe.flat or len(history) < 2 * _WINDOW:
+        return False
+    losses = [row.validation_distortion + recipe.beta * row.validation_rate for row in history]
+    return min(losses[:-_WINDOW]) - min(losses[-_WINDOW:]) < recipe.flat
 
 
 def _validation_pixels(recipe: Recipe, images: Tensor) -> Tensor:

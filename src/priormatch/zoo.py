@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from priormatch.data import Source, load_mnist, source
+from priormatch.models import VAE
 from priormatch.training import Epoch, Recipe, Trained, build, fit
 
 STORE = Path(__file__).parents[2] / "results" / "models"
@@ -71,10 +72,8 @@ def load(name: str, store: Path = STORE) -> Trained:
             f"{store / name}.safetensors was made by {record['recipe']}, but {name!r} now means "
             f"{RECIPES[name]}: run `python -m priormatch.zoo {name}`."
         )
-    model = build(RECIPES[name])
-    weights = load_file(store / f"{name}.safetensors")
-    model.load_state_dict({key: weight.float() for key, weight in weights.items()})
-    return Trained(model.eval(), [Epoch(**row) for row in record["history"]])
+    model = load_weights(RECIPES[name], store / f"{name}.safetensors")
+    return Trained(model, [Epoch(**row) for row in record["history"]])
 
 
 def train(name: str, store: Path = STORE) -> Trained:
@@ -96,7 +95,6 @@ def train(name: str, store: Path = STORE) -> Trained:
         load_mnist("validation").images,
         checkpoint=store / f"{name}.checkpoint",
     )
-    weights = {key: weight.half() for key, weight in trained.model.state_dict().items()}
     record = {
         "recipe": asdict(recipe),
         "command": f"python -m priormatch.zoo {name}",
@@ -109,9 +107,21 @@ def train(name: str, store: Path = STORE) -> Trained:
         "history": [epoch._asdict() for epoch in trained.history],
     }
     store.mkdir(parents=True, exist_ok=True)
-    save_file(weights, store / f"{name}.safetensors")
+    save_weights(trained.model, store / f"{name}.safetensors")
     (store / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     return load(name, store)
+
+
+def save_weights(model: VAE, file: Path) -> None:
+    """Write the weights of a model in half precision."""
+    save_file({key: weight.half() for key, weight in model.state_dict().items()}, file)
+
+
+def load_weights(recipe: Recipe, file: Path) -> VAE:
+    """Return the model of a recipe with stored weights, in evaluation mode."""
+    model = build(recipe)
+    model.load_state_dict({key: weight.float() for key, weight in load_file(file).items()})
+    return model.eval()
 
 
 def main(arguments: list[str] | None = None) -> int:
