@@ -1,23 +1,42 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from agreement import assert_agrees, assert_at_least, assert_at_most
-from scipy.stats import binom
-from torch.distributions import MultivariateNormal, Normal
+from scipy.stats import binom, chi2, norm
+from torch.distributions import (
+    Categorical,
+    Independent,
+    MixtureSameFamily,
+    MultivariateNormal,
+    Normal,
+    Uniform,
+)
 
 from priormatch.aggregated import AggregatedPosterior
-from priormatch.divergences import kl_between_gaussians
+from priormatch.divergences import kl_between_gaussians, kl_from_uniform
 from priormatch.mismatch import (
     Estimate,
+    active_units,
     average,
+    classifier_test,
+    decimals,
+    dimension_wise_kl,
     held_out_kl,
     hole_share,
     in_sample_kl,
     mean_rate,
     moment_bound,
+    radius,
+    rate_per_dimension,
+    reverse_kl,
+    sliced_wasserstein,
+    thin_share,
+    total_correlation,
 )
 from priormatch.models import draw, standard_normal
+from priormatch.results import Result
 
 # The aggregated posterior of this population is exactly N(shift, spread): its examples have
 # Gaussian means and one scale. Its KL from N(0, I) is therefore known.
@@ -48,6 +67,57 @@ def assert_honest(covered, repetitions=300):
     assert binom.cdf(covered, repetitions, 0.95) > 1e-6
     assert binom.sf(covered - 1, repetitions, 0.95) > 1e-6
     assert 0.90 <= covered / repetitions <= 0.98
+
+
+def gaussian(kind, latent):
+    """Return a mean and a covariance; the rotated one has correlated dimensions."""
+    mean, identity = torch.zeros(latent), torch.eye(latent)
+    if kind == "shifted":
+        return mean + 0.3, identity
+    if kind == "scaled":
+        return mean, 1.3 * identity
+    turn = rotation(latent)
+    return mean, turn @ torch.diag(torch.linspace(0.5, 1.5, latent)) @ turn.T
+
+
+def rotation(latent):
+    noise = torch.randn(latent, latent, generator=torch.Generator().manual_seed(0))
+    return torch.linalg.qr(noise).Q
+
+
+def bimodal(offset, latent):
+    """Return rotated independent bimodal dimensions as one mixture, and the KL of each of them.
+
+    Mean and covariance are the prior's, and so in high dimension are the margins, nearly.
+    """
+    corners = torch.cartesian_prod(*[torch.tensor([-offset, offset])] * latent)
+    corners = corners.reshape(-1, latent)
+    scale = math.sqrt(1 - offset**2)
+    alone = AggregatedPosterior(torch.tensor([[-offset], [offset]]), torch.full((2, 1), scale))
+    truth = integral(alone)
+    return AggregatedPosterior(corners @ rotation(latent).T, torch.full_like(corners, scale)), truth
+
+
+def integral(density):
+    """Return KL(density || N(0, 1)) in one dimension by quadrature."""
+    axis = torch.linspace(-12, 12, 20_001)[:, None]
+    log_q = density.log_prob(axis).double()
+    log_p = standard_normal(1).log_prob(axis).double()
+    return torch.trapezoid(log_q.exp() * (log_q - log_p), axis[:, 0].double()).item()
+
+
+def intervals(*starts):
+    """Return the mixture of uniform posteriors on intervals of length 1 in (0, 10)."""
+    lower = torch.tensor(starts, dtype=torch.float32)[:, None]
+    posteriors = Independent(Uniform(lower, lower + 1, validate_args=False), 1)
+    weights = Categorical(torch.ones(len(starts)))
+    return MixtureSameFamily(weights, posteriors, validate_args=False)
+
+
+def drawn(distribution, draws, seed=0):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return distribution.sample((draws,))
 
 
 def test_average_is_the_mean_with_its_standard_error():
@@ -199,3 +269,395 @@ def test_a_prior_with_half_of_its_mass_uncovered_has_half_in_holes():
         torch.randn(5_000, 1, generator=generator),
     )
     assert_agrees(share.value, share.standard_error, 0.5 + 0.5 * 0.01)
+
+
+@pytest.mark.parametrize("error", [12.0, 0.5, 0.0996, 0.0052])
+def test_estimates_and_results_show_the_same_digits(error):
+    assert decimals(error, 2) == Result(1.0, "Monte Carlo", error).decimals
+    assert str(Estimate(123.456, error)) == str(Result(123.456, "Monte Carlo", error))
+
+
+def test_rate_per_dimension_is_the_average_of_each_closed_form():
+    scales = torch.tensor([[1.0, 0.5], [1.0, 0.5]])
+    aggregated = AggregatedPosterior(torch.tensor([[0.0, 1.0], [2.0, 1.0]]), scales)
+    second = 0.5 * (1 + 0.25 - 1 - math.log(0.25))
+    torch.testing.assert_close(rate_per_dimension(aggregated), torch.tensor([1.0, second]))
+    assert mean_rate(aggregated).item() == pytest.approx(1.0 + second, rel=1e-6)
+
+
+def test_active_units_counts_the_means_that_vary_by_more_than_a_hundredth():
+    generator = torch.Generator().manual_seed(0)
+    spreads = torch.tensor([0.0, 0.09, 0.11, 1.0])
+    means = 5 + spreads * torch.randn(50_000, 4, generator=generator)
+    aggregated = AggregatedPosterior(means, torch.ones_like(means))
+    assert active_units(aggregated) == 2
+    assert active_units(aggregated, threshold=0.001) == 3
+
+
+@pytest.mark.parametrize("latent", [2, 10, 20, 50])
+@pytest.mark.parametrize("kind", ["shifted", "scaled", "rotated"])
+def test_measures_of_a_gaussian_are_its_closed_forms(kind, latent):
+    mean, covariance = gaussian(kind, latent)
+    unseen = MultivariateNormal(mean, covariance)
+    zero, identity = torch.zeros(latent), torch.eye(latent)
+    joint = kl_between_gaussians(mean, covariance, zero, identity).item()
+    alone = 0.5 * (mean.square() + covariance.diagonal() - 1 - covariance.diagonal().log())
+    between = MultivariateNormal(mean, covariance - SCALE**2 * identity)
+    train, prior = encoded(between, 20_000), standard_normal(latent)
+    codes = drawn(unseen, 5_000, seed=1)
+
+    moments, density = moment_bound(codes), held_out_kl(unseen, codes, prior)
+    assert_agrees(moments.value, moments.standard_error, joint)
+    assert_agrees(density.value, density.standard_error, joint)
+
+    marginal, dependence = (
+        dimension_wise_kl(train, codes).total,
+        total_correlation(unseen, train, codes),
+    )
+    assert marginal.value + dependence.value == pytest.approx(density.value, abs=1e-5)
+    assert (marginal.bound, dependence.bound) == ("lower", "none")
+    # The marginals of so many posteriors overfit by less than this, and never the other way.
+    overfit = 0.0005 * latent
+    truth = alone.sum().item()
+    assert_at_most(marginal.value, marginal.standard_error, truth)
+    assert_at_least(marginal.value + overfit, marginal.standard_error, truth)
+    assert_at_least(dependence.value, dependence.standard_error, joint - truth)
+    assert_at_most(dependence.value - overfit, dependence.standard_error, joint - truth)
+
+    back = reverse_kl(unseen, drawn(prior, 5_000, seed=2), prior)
+    backwards = kl_between_gaussians(zero, identity, mean, covariance).item()
+    assert_agrees(back.value, back.standard_error, backwards)
+    assert back.bound == "none"
+
+    square = radius(codes).mean_square.estimate
+    expected = (covariance.trace() + mean.square().sum()).item()
+    assert_agrees(square.value, square.standard_error, expected)
+
+
+def test_dimensions_are_told_apart():
+    mean = torch.tensor([0.0, 0.5, 1.0])
+    train = encoded(MultivariateNormal(mean, (1 - SCALE**2) * torch.eye(3)), 20_000)
+    codes = mean + torch.randn(5_000, 3, generator=torch.Generator().manual_seed(1))
+    total, each = dimension_wise_kl(train, codes)
+    for one, truth in zip(each, (0.0, 0.125, 0.5), strict=True):
+        assert_agrees(one.value, one.standard_error + 1e-4, truth)
+        assert one.bound == "lower"
+    assert sum(one.value for one in each) == pytest.approx(total.value, rel=1e-9)
+
+
+def scattered(components, narrowest):
+    """Return a mixture with scales from `narrowest` to 1, and codes of it."""
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(components, 2, generator=generator)
+    scales = narrowest ** torch.rand(components, 2, generator=generator)
+    aggregated = AggregatedPosterior(means, scales)
+    return aggregated, aggregated.sample((5_000,), generator=generator)
+
+
+@pytest.mark.parametrize(("components", "narrowest"), [(1_000, 0.005), (60_000, 0.02)])
+def test_interpolated_marginals_are_exact(components, narrowest):
+    aggregated, codes = scattered(components, narrowest)
+    prior = standard_normal(1)
+    exact = [held_out_kl(aggregated.marginal(j), codes[:, [j]], prior).value for j in range(2)]
+    total, each = dimension_wise_kl(aggregated, codes)
+    assert [one.value for one in each] == pytest.approx(exact, abs=1e-5)
+    assert total.value == pytest.approx(sum(exact), abs=2e-5)
+
+
+def test_interpolated_marginals_are_cheap(monkeypatch):
+    aggregated, codes = scattered(1_000, 0.1)
+    evaluated = []
+    log_prob = AggregatedPosterior.log_prob
+
+    def counted(self, value):
+        evaluated.append(len(value))
+        return log_prob(self, value)
+
+    monkeypatch.setattr(AggregatedPosterior, "log_prob", counted)
+    dimension_wise_kl(aggregated, codes)
+    assert sum(evaluated) < codes.numel() / 5
+
+
+def test_a_spike_that_no_node_meets_is_not_lost():
+    # Half of the codes lie in a spike a thousand times narrower than the first grid's spacing.
+    means = torch.tensor([[0.01234], [0.0]])
+    aggregated = AggregatedPosterior(means, torch.tensor([[1e-4], [1.0]]))
+    codes = aggregated.sample((1_000,), generator=torch.Generator().manual_seed(0))
+    # And it comes last in the order of the codes.
+    codes = codes[(codes[:, 0] - 0.01234).abs().argsort(descending=True)]
+    exact = held_out_kl(aggregated, codes, standard_normal(1)).value
+    assert dimension_wise_kl(aggregated, codes).total.value == pytest.approx(exact, abs=1e-4)
+    assert exact > 3
+
+
+def test_margins_and_moments_do_not_see_a_rotated_mixture_and_densities_do():
+    mixture, truth = bimodal(offset=0.8, latent=10)
+    generator = torch.Generator().manual_seed(0)
+    codes = mixture.sample((4_000,), generator=generator)
+    joint = held_out_kl(mixture, codes, standard_normal(10))
+    assert_agrees(joint.value, joint.standard_error, 10 * truth)
+    assert joint.value > 0.3
+    # Each of the ten marginals is a mixture of its own.
+    alone = sum(integral(mixture.marginal(j)) for j in range(10))
+    marginal = dimension_wise_kl(mixture, codes).total
+    assert_agrees(marginal.value, marginal.standard_error, alone)
+    dependence = total_correlation(mixture, mixture, codes)
+    assert_agrees(dependence.value, dependence.standard_error, 10 * truth - alone)
+    assert alone < 0.03
+    assert abs(moment_bound(codes).value) < 0.02
+    statistic = sliced_wasserstein(codes, generator)
+    assert statistic.estimate.value < 1.2 * statistic.high
+
+
+def test_standard_errors_of_marginals_and_dependence_are_honest():
+    mixture, truth = bimodal(offset=0.8, latent=2)
+    alone = sum(integral(mixture.marginal(j)) for j in range(2))
+    generator = torch.Generator().manual_seed(0)
+    marginals, dependences, first = [], [], []
+    for _ in range(300):
+        codes = mixture.sample((500,), generator=generator)
+        total, each = dimension_wise_kl(mixture, codes)
+        marginals.append(total)
+        first.append(each[0])
+        dependences.append(total_correlation(mixture, mixture, codes))
+    assert_honest(coverage(marginals, alone))
+    assert_honest(coverage(first, integral(mixture.marginal(0))))
+    assert_honest(coverage(dependences, 2 * truth - alone))
+
+
+def test_a_match_far_beyond_log_n_is_found_by_what_does_not_know_the_examples():
+    examples, truth = population(latent=20)
+    assert truth == pytest.approx(0, abs=1e-6)
+    train, prior = encoded(examples, 1_000), standard_normal(20)
+    assert mean_rate(train).item() > math.log(1_000) + 9
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randn(5_000, 20, generator=generator)
+    assert in_sample_kl(train, prior, 500, generator).value > 9
+    assert held_out_kl(train, codes, prior).value < -9
+    fitted = MultivariateNormal(train.mean, train.covariance)
+    density = held_out_kl(fitted, codes, prior)
+    assert_at_most(density.value, density.standard_error, truth)
+    # What fitting d (d + 3) / 2 parameters to 1,000 examples costs.
+    assert density.value > -2 * 20 * 23 / 4_000
+    assert abs(moment_bound(codes).value) < 0.01
+    assert abs(dimension_wise_kl(train, codes).total.value) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("starts", "truth"),
+    [
+        (range(10), 0.0),
+        ((0, 1, 2, 4, 7, 8), kl_from_uniform(0.6)),
+        # Two of ten posteriors on one interval leave another one empty.
+        ((0, 0, 2, 3, 4, 5, 6, 7, 8, 9), 0.2 * math.log(2)),
+    ],
+)
+def test_uniform_intervals_cost_their_gaps_alone(starts, truth):
+    aggregated, prior = intervals(*starts), intervals(*range(10))
+    codes, prior_draws = drawn(aggregated, 10_000), drawn(prior, 10_000, seed=1)
+    each = torch.distributions.kl_divergence(Uniform(0.0, 1.0), Uniform(0.0, 10.0))
+    assert each.item() == pytest.approx(math.log(10), rel=1e-6)
+    estimate = held_out_kl(aggregated, codes, prior)
+    assert_agrees(estimate.value, estimate.standard_error + 1e-8, truth)
+    empty = 1 - len(set(starts)) / 10
+    thin = thin_share(aggregated, prior_draws, prior)
+    assert_agrees(thin.value, thin.standard_error, empty)
+    back = reverse_kl(aggregated, prior_draws, prior)
+    assert back.value == (math.inf if empty else pytest.approx(0, abs=1e-6))
+    variation = sum(max(starts.count(start) / len(starts) - 0.1, 0) for start in set(starts))
+    found = classifier_test(codes, prior_draws).total_variation
+    assert_at_most(found.value, found.standard_error, variation)
+    assert found.value > variation - 0.03
+
+
+def test_standard_errors_over_the_prior_are_honest():
+    narrow, prior = (
+        Independent(Normal(torch.zeros(1), torch.full((1,), 0.5)), 1),
+        standard_normal(1),
+    )
+    generator = torch.Generator().manual_seed(0)
+    draws = [torch.randn(1_000, 1, generator=generator) for _ in range(300)]
+    divergence = torch.distributions.kl_divergence(prior, narrow).item()
+    assert_honest(coverage([reverse_kl(narrow, some, prior) for some in draws], divergence))
+    # ln p(z) - ln r(z) = ln 0.5 + 1.5 z^2 exceeds ln 10 where z^2 > ln 20 / 1.5.
+    thin = chi2.sf(math.log(20) / 1.5, 1)
+    assert_honest(coverage([thin_share(narrow, some, prior) for some in draws], thin))
+    # A third of an expected draw: the error at a count of zero is not zero.
+    factor = 0.5 * math.exp(1.5 * chi2.isf(1 / 3_000, 1))
+    rare = [thin_share(narrow, some, prior, factor) for some in draws]
+    assert sum(share.value == 0 for share in rare) > 150
+    assert coverage(rare, 1 / 3_000) >= 0.95 * 300
+    assert all(share.standard_error < 3 / 1_000 for share in rare if share.value == 0)
+
+
+class AtTheOrigin:
+    """A classifier of one dimension that is known: it takes what is above zero for a code."""
+
+    def fit(self, points, labels):
+        return self
+
+    def predict_proba(self, points):
+        score = 1 / (1 + np.exp(-points[:, 0].astype(float)))
+        return np.stack([1 - score, score], 1)
+
+
+@pytest.fixture
+def known_classifier(monkeypatch):
+    monkeypatch.setattr("priormatch.mismatch._classifier", lambda seed: AtTheOrigin())
+
+
+@pytest.mark.usefixtures("known_classifier")
+def test_standard_errors_of_a_known_classifier_are_honest():
+    generator = torch.Generator().manual_seed(0)
+    tests = [
+        classifier_test(
+            1 + torch.randn(600, 1, generator=generator), torch.randn(600, 1, generator=generator)
+        )
+        for _ in range(300)
+    ]
+    variation = norm.cdf(1) - norm.cdf(0)
+    assert_honest(coverage([test.accuracy.estimate for test in tests], (1 + variation) / 2))
+    assert_honest(coverage([test.auc.estimate for test in tests], norm.cdf(math.sqrt(0.5))))
+    assert_honest(coverage([test.total_variation for test in tests], variation))
+    assert_honest(coverage([test.kl for test in tests], 2 * variation**2))
+    # The mean of many is unbiased, by less than the square of an error.
+    kls = torch.tensor([test.kl.value for test in tests])
+    assert_agrees(kls.mean().item(), kls.std().item() / math.sqrt(300), 2 * variation**2)
+    assert {test.bound for test in (tests[0].total_variation, tests[0].kl)} == {"lower"}
+
+
+def inside(statistics):
+    return sum(one.low <= one.estimate.value <= one.high for one in statistics)
+
+
+@pytest.mark.usefixtures("known_classifier")
+def test_null_bands_of_a_known_classifier_hold_what_they_say():
+    generator = torch.Generator().manual_seed(0)
+    tests = [
+        classifier_test(
+            torch.randn(600, 1, generator=generator), torch.randn(600, 1, generator=generator)
+        )
+        for _ in range(300)
+    ]
+    assert_honest(inside([test.accuracy for test in tests]))
+    assert_honest(inside([test.auc for test in tests]))
+    kls = torch.tensor([test.kl.value for test in tests])
+    assert_agrees(kls.mean().item(), kls.std().item() / math.sqrt(300), 0)
+
+
+@pytest.mark.usefixtures("known_classifier")
+def test_equal_scores_count_half():
+    codes = torch.tensor([[0.0], [1.0]]).repeat(100, 1)
+    test = classifier_test(codes, torch.zeros(200, 1))
+    ones = 2 * test.accuracy.estimate.value - 1
+    assert test.auc.estimate.value == pytest.approx(ones + 0.5 * (1 - ones), rel=1e-6)
+
+
+def test_the_classifier_finds_nothing_in_a_match():
+    generator = torch.Generator().manual_seed(0)
+    tests = [
+        classifier_test(
+            torch.randn(200, 2, generator=generator), torch.randn(200, 2, generator=generator), seed
+        )
+        for seed in range(200)
+    ]
+    for statistics in ([test.accuracy for test in tests], [test.auc for test in tests]):
+        assert_honest(inside(statistics), repetitions=200)
+        assert_honest(coverage([one.estimate for one in statistics], 0.5), repetitions=200)
+
+
+@pytest.mark.parametrize("latent", [2, 10])
+def test_the_classifier_bounds_the_total_variation_of_a_shift_closely(latent):
+    distance = 1.3
+    generator = torch.Generator().manual_seed(0)
+    codes = distance / math.sqrt(latent) + torch.randn(6_000, latent, generator=generator)
+    test = classifier_test(codes, torch.randn(6_000, latent, generator=generator))
+    truth = 2 * norm.cdf(distance / 2) - 1
+    assert_at_most(test.total_variation.value, test.total_variation.standard_error, truth)
+    assert test.total_variation.value > 0.9 * truth
+    assert_at_most(
+        test.auc.estimate.value, test.auc.estimate.standard_error, norm.cdf(distance / math.sqrt(2))
+    )
+    assert 0.7 * distance**2 / 2 > test.kl.value > 0.8 * 2 * truth**2
+
+
+def test_the_classifier_sees_the_rotated_mixture_that_margins_do_not_show():
+    mixture, _ = bimodal(offset=0.9, latent=10)
+    generator = torch.Generator().manual_seed(0)
+    codes = mixture.sample((6_000,), generator=generator)
+    test = classifier_test(codes, torch.randn(6_000, 10, generator=generator))
+    log_ratio = mixture.log_prob(codes) - standard_normal(10).log_prob(codes)
+    truth = average((1 - torch.exp(-log_ratio)).clamp(min=0))
+    assert_at_most(test.total_variation.value, test.total_variation.standard_error, truth.value)
+    assert test.total_variation.value > 0.6 * truth.value
+
+
+def test_the_order_of_the_examples_does_not_matter_to_the_classifier():
+    # Sorted codes: a half that was not drawn at random would be another law than the other half.
+    codes = torch.randn(2_000, 1, generator=torch.Generator().manual_seed(0)).sort(0).values
+    test = classifier_test(codes, torch.randn(2_000, 1, generator=torch.Generator().manual_seed(1)))
+    assert abs(test.accuracy.estimate.value - 0.5) < 0.06
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_a_classifier_wants_as_many_prior_draws_as_codes():
+    with pytest.raises(ValueError, match="as many prior draws"):
+        classifier_test(torch.zeros(4, 2), torch.zeros(5, 2))
+
+
+def test_codes_that_are_all_one_number_need_no_spline():
+    aggregated = AggregatedPosterior(torch.ones(3, 1), torch.ones(3, 1))
+    total = dimension_wise_kl(aggregated, torch.full((100, 1), 5.0)).total
+    assert total.value == pytest.approx((5**2 - 4**2) / 2, rel=1e-6)
+
+
+def test_sliced_wasserstein_of_shifted_quantiles_is_the_shift():
+    quantiles = norm.ppf((np.arange(1_000) + 0.5) / 1_000)
+    codes = torch.tensor(0.3 + quantiles, dtype=torch.float32)[:, None]
+    statistic = sliced_wasserstein(codes, torch.Generator().manual_seed(0), 2)
+    assert statistic.estimate.value == pytest.approx(0.3, abs=1e-6)
+    assert statistic.estimate.bound == "upper"
+
+
+@pytest.mark.parametrize(("latent", "directions"), [(1, 1), (3, 5)])
+def test_sliced_wasserstein_has_an_honest_error_and_is_not_below_the_truth(latent, directions):
+    # Scaled by s, every projection is |s - 1| E|z| from N(0, 1).
+    truth = 0.5 * math.sqrt(2 / math.pi)
+    generator = torch.Generator().manual_seed(0)
+    distances = [
+        sliced_wasserstein(
+            1.5 * torch.randn(400, latent, generator=generator), generator, directions
+        ).estimate
+        for _ in range(200)
+    ]
+    values = torch.tensor([distance.value for distance in distances])
+    assert_at_least(values.mean().item(), values.std().item() / math.sqrt(200), truth)
+    assert values.mean().item() < 1.03 * truth
+    assert_honest(coverage(distances, values.mean().item()), repetitions=200)
+
+
+def test_sliced_wasserstein_of_a_match_lies_in_its_null_band():
+    generator = torch.Generator().manual_seed(0)
+    # More codes than the band's own draws have.
+    statistics = [
+        sliced_wasserstein(torch.randn(2_000, 3, generator=generator), generator, 5)
+        for _ in range(200)
+    ]
+    assert_honest(inside(statistics), repetitions=200)
+
+
+def test_the_radius_of_a_match_lies_in_its_null_bands():
+    generator = torch.Generator().manual_seed(0)
+    radii = [radius(torch.randn(500, 4, generator=generator)) for _ in range(300)]
+    assert_honest(inside([one.mean_square for one in radii]))
+    assert_honest(inside([one.distance for one in radii]))
+
+
+def test_the_errors_of_the_radius_are_honest():
+    generator = torch.Generator().manual_seed(0)
+    radii = [radius(0.7 * torch.randn(1_000, 4, generator=generator)) for _ in range(300)]
+    assert_honest(coverage([one.mean_square.estimate for one in radii], 4 * 0.49))
+    axis = np.linspace(0, 40, 100_001)
+    truth = np.abs(chi2(4).cdf(axis / 0.49) - chi2(4).cdf(axis)).max()
+    assert_honest(coverage([one.distance.estimate for one in radii], truth))
+    assert radii[0].distance.estimate.bound == "upper"

@@ -5,13 +5,23 @@ I[n; z] <= ln N. The in-sample KL therefore cannot fall below R - ln N, whatever
 """
 
 import math
+import warnings
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.interpolate import CubicSpline
+from scipy.stats import chi2, ks_1samp, kstwo
+from sklearn.ensemble import HistGradientBoostingClassifier, VotingClassifier
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import train_test_split
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Normal
 
 from priormatch.aggregated import AggregatedPosterior
 from priormatch.divergences import kl_between_gaussians, kl_from_prior_per_dimension
@@ -37,8 +47,31 @@ class Estimate:
 
     def __str__(self) -> str:
         """Return the value and its standard error with the digits that the error leaves."""
-        digits = 1 - math.floor(math.log10(self.standard_error)) if self.standard_error > 0 else 4
-        return f"{self.value:.{max(0, digits)}f} ± {self.standard_error:.{max(0, digits)}f}"
+        digits = decimals(self.standard_error, 2) if self.standard_error > 0 else 4
+        return f"{self.value:.{digits}f} ± {self.standard_error:.{digits}f}"
+
+
+class Statistic(NamedTuple):
+    """An estimate beside the values that it takes where the aggregated posterior is the prior.
+
+    Attributes:
+        estimate: The measured number.
+        low: The lower end of its null band, which holds 95 % of such numbers under a match.
+        high: The upper end.
+    """
+
+    estimate: Estimate
+    low: float
+    high: float
+
+
+def decimals(size: float, digits: int) -> int:
+    """Return how many decimals show that many significant digits of a positive number.
+
+    >>> decimals(0.0052, 2), decimals(520.0, 2)
+    (4, 0)
+    """
+    return max(0, digits - 1 - math.floor(math.log10(size)))
 
 
 def average(
@@ -60,8 +93,48 @@ def mean_rate(aggregated: AggregatedPosterior) -> Float[Tensor, ""]:
     >>> mean_rate(AggregatedPosterior(torch.ones(3, 2), torch.ones(3, 2)))
     tensor(1.)
     """
+    return rate_per_dimension(aggregated).sum()
+
+
+def rate_per_dimension(aggregated: AggregatedPosterior) -> Float[Tensor, " latent"]:
+    """Return the average KL from N(0, 1) of the posteriors in each latent dimension: exact.
+
+    Args:
+        aggregated: Mixture over the examples.
+
+    Returns:
+        Nats, of shape ``(latent,)``; their sum is the rate.
+
+    Introduced in "The estimators on trial".
+
+    >>> rate_per_dimension(AggregatedPosterior(torch.tensor([[0.0, 1.0]]), torch.ones(1, 2)))
+    tensor([0.0000, 0.5000])
+    """
     log_variances = 2 * aggregated.scales.log()
-    return kl_from_prior_per_dimension(aggregated.means, log_variances).sum(1).mean()
+    return kl_from_prior_per_dimension(aggregated.means, log_variances).mean(0)
+
+
+def active_units(aggregated: AggregatedPosterior, threshold: float = 0.01) -> int:
+    r"""Count the latent dimensions whose posterior mean varies with the example.
+
+    .. math:: \#\{j : \operatorname{Var}_x \left(\mathbb E_{Q(z|x)}[z_j]\right) > 0.01\}
+
+    Args:
+        aggregated: Mixture over the examples.
+        threshold: Variance from which a dimension counts.
+
+    Returns:
+        A number of dimensions, exact for these examples.
+
+    Source: :cite:t:`burda2016`.
+
+    Introduced in "The estimators on trial".
+
+    >>> means = torch.tensor([[-1.0, -0.05], [1.0, 0.05]])
+    >>> active_units(AggregatedPosterior(means, torch.ones(2, 2)))
+    1
+    """
+    return int((aggregated.means.double().var(0) > threshold).sum())
 
 
 def in_sample_kl(
@@ -186,3 +259,399 @@ def hole_share(
     lower = share_below(of_codes.quantile(max(0.0, quantile - wobble)))
     binomial = math.sqrt(max(share * (1 - share), 1 / len(of_prior)) / len(of_prior))
     return Estimate(share, math.hypot(binomial, (higher - lower) / 2))
+
+
+class DimensionWise(NamedTuple):
+    """The mismatch that each latent dimension shows alone, in nats.
+
+    Attributes:
+        total: Sum over the latent dimensions.
+        per_dimension: One estimate for each of them.
+    """
+
+    total: Estimate
+    per_dimension: tuple[Estimate, ...]
+
+
+def dimension_wise_kl(
+    aggregated: AggregatedPosterior, codes: Float[Tensor, "draws latent"]
+) -> DimensionWise:
+    r"""Estimate KL(q_j || N(0, 1)) of each latent dimension, and their sum.
+
+    .. math:: \sum_j \mathbb E_{z_j \sim q_j} \left[\ln \hat q_j(z_j) - \ln p(z_j)\right]
+
+    It sees no dependence between dimensions. Each marginal of the training mixture is held
+    against codes that it has not seen; in one dimension it hardly overfits, by 0.0003 nats for
+    20,000 posteriors with a scale of 0.3.
+
+    Args:
+        aggregated: Mixture over the training examples.
+        codes: One draw from the posterior of each held-out example, of shape ``(draws, latent)``.
+
+    Returns:
+        Nats, lower bounds; the standard errors are over the held-out examples.
+
+    Introduced in "The estimators on trial".
+
+    >>> pair = AggregatedPosterior(torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), torch.ones(2, 2))
+    >>> at_zero = dimension_wise_kl(pair, torch.zeros(2, 2))  # exp(-1/2) of N(0, 1) in each
+    >>> round(at_zero.per_dimension[0].value, 4), round(at_zero.total.value, 4)
+    (-0.5, -1.0)
+    """
+    gains = _log_marginals(aggregated, codes) - _standard_normal_log_prob(codes)
+    return DimensionWise(
+        average(gains.sum(1), "lower"), tuple(average(gain, "lower") for gain in gains.T)
+    )
+
+
+def total_correlation(
+    density: Distribution,
+    aggregated: AggregatedPosterior,
+    codes: Float[Tensor, "draws latent"],
+) -> Estimate:
+    r"""Estimate the mismatch that no latent dimension shows alone: KL(q || product of marginals).
+
+    .. math:: \mathbb E_{z \sim q} \Bigl[\ln r(z) - \sum_j \ln \hat q_j(z_j)\Bigr]
+
+    On the same codes, `dimension_wise_kl` and this add up to `held_out_kl` of the density r for
+    the prior N(0, I). The estimate loses KL(q || r), and gains the little by which the marginals
+    of the training mixture overfit, the sum of KL(q_j || q̂_j): its side is not certain.
+
+    Args:
+        density: Distribution r, made from training codes only.
+        aggregated: Mixture over the training examples.
+        codes: One draw from the posterior of each held-out example, of shape ``(draws, latent)``.
+
+    Returns:
+        Nats; the standard error is over the held-out examples.
+
+    Introduced in "The estimators on trial".
+
+    >>> single = AggregatedPosterior(torch.zeros(1, 2), torch.ones(1, 2))
+    >>> round(total_correlation(single, single, torch.ones(3, 2)).value, 4)
+    0.0
+    """
+    return average(density.log_prob(codes) - _log_marginals(aggregated, codes).sum(1))
+
+
+def _standard_normal_log_prob(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    return Normal(0.0, 1.0).log_prob(values.double())
+
+
+def _log_marginals(
+    aggregated: AggregatedPosterior, codes: Float[Tensor, "draws latent"]
+) -> Float[Tensor, "draws latent"]:
+    """Return the log density of each latent dimension of the codes under its own marginal."""
+    latent = codes.shape[1]
+    return torch.stack(
+        [_log_prob_on_a_line(aggregated.marginal(j), codes[:, j]) for j in range(latent)], 1
+    )
+
+
+def _log_prob_on_a_line(
+    marginal: AggregatedPosterior, codes: Float[Tensor, " draws"]
+) -> Float[Tensor, " draws"]:
+    """Return log q(z) in one dimension, by a spline where that costs less than all components."""
+    # Codes from all parts of the data, where the spline is held against the mixture itself.
+    checked = codes[:: max(1, len(codes) // 256)]
+    exact = marginal.log_prob(checked[:, None])
+    nodes = torch.linspace(codes.min().item(), codes.max().item(), 65, dtype=torch.float64)
+    known = marginal.log_prob(nodes[:, None])
+    while nodes[0] < nodes[-1] and len(nodes) < len(codes):
+        spline = CubicSpline(nodes, known)
+        if np.abs(spline(checked) - exact.numpy()).mean() < 1e-5:
+            return torch.from_numpy(spline(codes))
+        between = (nodes[1:] + nodes[:-1]) / 2
+        nodes, order = torch.cat([nodes, between]).sort()
+        known = torch.cat([known, marginal.log_prob(between[:, None])])[order]
+    return marginal.log_prob(codes[:, None]).double()
+
+
+def reverse_kl(
+    density: Distribution, prior_draws: Float[Tensor, "draws latent"], prior: Distribution
+) -> Estimate:
+    r"""Estimate KL(p || r), what a sampler suffers that draws from p where r was wanted.
+
+    .. math:: \mathbb E_{z \sim p} \left[\ln p(z) - \ln r(z)\right]
+
+    Unbiased for r, and on no known side of KL(p || q): a density that is wrong where q has no
+    mass pays nothing for it on codes, and all of it here. Infinite, without a standard error, if
+    r is zero at a draw. Few draws can carry the average, so read it beside `thin_share`.
+
+    Args:
+        density: Distribution r, made from training codes only.
+        prior_draws: Draws from the prior, of shape ``(draws, latent)``.
+        prior: The prior p.
+
+    Returns:
+        Nats; the standard error is over the prior's draws.
+
+    Introduced in "The estimators on trial".
+
+    >>> prior = AggregatedPosterior(torch.zeros(1, 1), torch.ones(1, 1))
+    >>> shifted = AggregatedPosterior(torch.ones(1, 1), torch.ones(1, 1))
+    >>> round(reverse_kl(shifted, torch.tensor([[-1.0], [1.0]]), prior).value, 4)
+    0.5
+    """
+    return average(prior.log_prob(prior_draws) - density.log_prob(prior_draws))
+
+
+def thin_share(
+    density: Distribution,
+    prior_draws: Float[Tensor, "draws latent"],
+    prior: Distribution,
+    factor: float = 10.0,
+) -> Estimate:
+    r"""Estimate the share of the prior's mass where the codes are much thinner than the prior.
+
+    .. math:: \Pr_{z \sim p} \left[r(z) < p(z) / 10\right]
+
+    Zero under a match, whereas `hole_share` is then its quantile.
+
+    Args:
+        density: Distribution r, made from training codes only.
+        prior_draws: Draws from the prior, of shape ``(draws, latent)``.
+        prior: The prior p.
+        factor: How many times thinner.
+
+    Returns:
+        A share in [0, 1]. Its standard error is binomial after two draws more of either kind, so
+        that no draw at all does not pass for certainty: 1.4 / draws.
+
+    Source: Agresti and Coull (1998), for the two draws.
+
+    Introduced in "The estimators on trial".
+
+    >>> single = AggregatedPosterior(torch.zeros(1, 1), torch.ones(1, 1))
+    >>> print(thin_share(single, torch.zeros(96, 1), single))
+    0.000 ± 0.014
+    """
+    excess = prior.log_prob(prior_draws).double() - density.log_prob(prior_draws).double()
+    thin = excess > math.log(factor)
+    draws = len(thin)
+    cautious = (thin.sum().item() + 2) / (draws + 4)
+    return Estimate(thin.double().mean().item(), math.sqrt(cautious * (1 - cautious) / (draws + 4)))
+
+
+class ClassifierTest(NamedTuple):
+    """How well a classifier tells codes from prior draws, on those that it has not seen.
+
+    Attributes:
+        accuracy: Share of its right answers; 1/2 under a match, and at most the best classifier's.
+        auc: How often it gives a code a higher score than a prior draw; 1/2 under a match.
+        total_variation: Lower bound on the total variation between q and p, in [0, 1].
+        kl: Lower bound on KL(q || p) that follows, in nats.
+    """
+
+    accuracy: Statistic
+    auc: Statistic
+    total_variation: Estimate
+    kl: Estimate
+
+
+def classifier_test(
+    codes: Float[Tensor, "draws latent"],
+    prior_draws: Float[Tensor, "draws latent"],
+    seed: int = 0,
+) -> ClassifierTest:
+    r"""Train a classifier to tell codes from prior draws on one half, and test it on the other.
+
+    .. math:: 2 \cdot \text{accuracy} - 1 \le \mathrm{TV}(q, p)
+              \le \sqrt{\tfrac12 \mathrm{KL}(q \| p)}
+
+    The first step holds for every classifier, the second is Pinsker's inequality. The halves are
+    drawn at random, for examples often come in an order that a classifier would learn. There is
+    one split and no cross-validation, whose answers depend on each other: under a match they
+    spread up to 1.5 times as wide as a binomial. The classifier averages gradient-boosted trees,
+    which see sharp edges, and a small network, which sees rotated structure.
+
+    Args:
+        codes: One draw from the posterior of each held-out example, of shape ``(draws, latent)``.
+        prior_draws: As many draws from the prior.
+        seed: Decides the halves and the classifier's randomness.
+
+    Returns:
+        Accuracy and AUC with their null bands, and the bounds; the standard errors are over the
+        codes and prior draws of the test half, for the classifier as trained.
+
+    Raises:
+        ValueError: There are not as many prior draws as codes.
+
+    Source: Lopez-Paz and Oquab (2017) for the test, DeLong et al. (1988) for the error of the AUC.
+
+    Introduced in "The estimators on trial".
+
+    >>> far, near = torch.linspace(8, 9, 100)[:, None], torch.linspace(-1, 1, 100)[:, None]
+    >>> classifier_test(far, near).total_variation.value
+    1.0
+    """
+    if codes.shape != prior_draws.shape:
+        raise ValueError(
+            "a classifier that answers at random is right half of the time only among as many "
+            f"prior draws as codes, not {tuple(prior_draws.shape)} and {tuple(codes.shape)}"
+        )
+    train, test = train_test_split(np.arange(len(codes)), test_size=0.5, random_state=seed)
+    seen = torch.cat([codes[train], prior_draws[train]]).numpy()
+    with warnings.catch_warnings():
+        # The number of passes is a choice, and guards against overfitting.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        classifier = _classifier(seed).fit(seen, np.repeat([1, 0], len(train)))
+    unseen = torch.cat([codes[test], prior_draws[test]]).numpy()
+    scores = torch.from_numpy(classifier.predict_proba(unseen)[:, 1].copy())
+    return _two_sample(*scores.chunk(2))
+
+
+def _classifier(seed: int) -> VotingClassifier:
+    network = MLPClassifier(
+        (64, 64), alpha=0.1, learning_rate_init=2e-3, max_iter=30, random_state=seed
+    )
+    return VotingClassifier(
+        [
+            ("trees", HistGradientBoostingClassifier(random_state=seed)),
+            ("network", make_pipeline(StandardScaler(), network)),
+        ],
+        voting="soft",
+    )
+
+
+def _two_sample(
+    of_codes: Float[Tensor, " pairs"], of_prior: Float[Tensor, " pairs"]
+) -> ClassifierTest:
+    """Return what the scores, probabilities of being a code, tell about two samples."""
+    pairs = len(of_codes)
+    # Codes and prior draws follow two laws, but pairs of them one: their spread gives the error.
+    accuracy = average(((of_codes > 0.5).double() + (of_prior <= 0.5).double()) / 2, "lower")
+    total_variation = Estimate(2 * accuracy.value - 1, 2 * accuracy.standard_error, "lower")
+    return ClassifierTest(
+        _with_normal_band(accuracy, math.sqrt(1 / (8 * pairs))),
+        _with_normal_band(_auc(of_codes, of_prior), math.sqrt((2 * pairs + 1) / 12) / pairs),
+        total_variation,
+        _pinsker(total_variation),
+    )
+
+
+def _with_normal_band(estimate: Estimate, deviation: float) -> Statistic:
+    return Statistic(estimate, 0.5 - 1.96 * deviation, 0.5 + 1.96 * deviation)
+
+
+def _auc(of_codes: Float[Tensor, " pairs"], of_prior: Float[Tensor, " pairs"]) -> Estimate:
+    """Return the share of all pairs in which the code has the higher score, ties counting half."""
+    pairs = len(of_codes)
+
+    def share_below(scores: Tensor, others: Tensor) -> Tensor:
+        ordered = others.sort().values
+        below = torch.searchsorted(ordered, scores) + torch.searchsorted(
+            ordered, scores, right=True
+        )
+        return below / (2 * pairs)
+
+    wins, losses = share_below(of_codes, of_prior), share_below(of_prior, of_codes)
+    error = (wins - losses).double().std() / math.sqrt(pairs)
+    return Estimate(wins.double().mean().item(), error.item(), "lower")
+
+
+def _pinsker(total_variation: Estimate) -> Estimate:
+    """Return the lower bound on the KL that a lower bound on the total variation implies."""
+    noise = total_variation.standard_error**2
+    # The square of an unbiased estimate is too large by its variance. The error is that of a
+    # normal estimate's square; near zero, where its own noise enters, it is wide.
+    square = total_variation.value**2 - noise
+    error = math.sqrt(4 * max(square, 0.0) * noise + 2 * noise**2)
+    return Estimate(2 * square, 2 * error, "lower")
+
+
+def sliced_wasserstein(
+    codes: Float[Tensor, "draws latent"], generator: torch.Generator, directions: int = 50
+) -> Statistic:
+    r"""Average the Wasserstein distance of the projected codes from N(0, 1) over directions.
+
+    .. math:: \frac1K \sum_k \int \left|F_{u_k \cdot z}(t) - \Phi(t)\right| dt
+
+    A picture and never a verdict: a projection adds up latent dimensions, and sums of many look
+    normal whatever the terms are.
+
+    Args:
+        codes: Independent draws of q, of shape ``(draws, latent)``.
+        generator: Source of the directions u and of the null band.
+        directions: Number K of directions.
+
+    Returns:
+        A distance in units of z, in expectation above that of q, with its null band. The standard
+        error is over the codes, for these directions.
+
+    Source: Bonneel et al. (2015).
+
+    Introduced in "The estimators on trial".
+    """
+    draws, latent = codes.shape
+    axes = torch.randn((latent, directions), generator=generator)
+    axes = axes / axes.norm(dim=0)
+    ordered, order = (codes.float() @ axes).sort(0)
+    gaps = _gaps(ordered)
+    # Kantorovich's potential is the influence of a code on the distance: its slope is 1 where the
+    # mass lies too far to the right, and -1 where it lies too far to the left.
+    steps = gaps.sign() * ordered.diff(dim=0, prepend=ordered[:1])
+    influence = torch.zeros_like(steps).scatter_(0, order, steps.cumsum(0)).mean(1)
+    # Under a match the distance shrinks with the root of the number of codes: few show its law.
+    few = min(draws, 500)
+    matched = torch.stack(
+        [torch.randn((few, latent), generator=generator) @ axes for _ in range(200)]
+    )
+    null = _gaps(matched.sort(1).values).abs().mean((1, 2)) * math.sqrt(few / draws)
+    low, high = null.quantile(torch.tensor([0.025, 0.975])).tolist()
+    error = influence.std().item() / math.sqrt(draws)
+    return Statistic(Estimate(gaps.abs().mean().item(), error, "upper"), low, high)
+
+
+def _gaps(
+    ordered: Float[Tensor, "*batch draws directions"],
+) -> Float[Tensor, "*batch draws directions"]:
+    """Return how far to the right of the quantiles of N(0, 1) the sorted projections lie."""
+    draws = ordered.shape[-2]
+    levels = (torch.arange(draws, dtype=torch.float64) + 0.5) / draws
+    return ordered - Normal(0.0, 1.0).icdf(levels).float()[:, None]
+
+
+class Radius(NamedTuple):
+    """How far the codes lie from the origin.
+
+    Attributes:
+        mean_square: Average of |z|^2; d under a match.
+        distance: Largest difference between the share of codes within a radius and the prior's
+            mass within it (Kolmogorov), in expectation above that of q.
+    """
+
+    mean_square: Statistic
+    distance: Statistic
+
+
+def radius(codes: Float[Tensor, "draws latent"]) -> Radius:
+    r"""Hold the squared radii of the codes against chi-square, their law under N(0, I).
+
+    .. math:: \frac1n \sum_i |z_i|^2, \qquad
+              \sup_t \left|\hat F_{|z|^2}(t) - F_{\chi^2_d}(t)\right|
+
+    A picture and never a verdict: it sees no direction, and a shell of the right thickness passes.
+
+    Args:
+        codes: Independent draws of q, of shape ``(draws, latent)``.
+
+    Returns:
+        The mean squared radius, and the distance in [0, 1], each with its null band.
+
+    Introduced in "The estimators on trial".
+
+    >>> radius(torch.ones(4, 3)).mean_square.estimate.value
+    3.0
+    """
+    squares = codes.double().square().sum(1)
+    draws, latent = codes.shape
+    tails = (0.025, 0.975)
+    low, high = chi2.ppf(tails, draws * latent) / draws
+    mean_square = Statistic(average(squares), float(low), float(high))
+    test = ks_1samp(squares.numpy(), chi2(latent).cdf)
+    share = (squares <= test.statistic_location).double().mean().item()
+    error = math.sqrt(share * (1 - share) / draws)
+    low, high = kstwo.ppf(tails, draws)
+    distance = Statistic(Estimate(float(test.statistic), error, "upper"), float(low), float(high))
+    return Radius(mean_square, distance)
