@@ -1,16 +1,18 @@
 import math
 
 import pytest
+import scipy
 import torch
 from agreement import assert_agrees
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.distributions import MultivariateNormal, Normal, kl_divergence
+from torch.distributions import Beta, MultivariateNormal, Normal, Uniform, kl_divergence
 
 from priormatch.divergences import (
     kl_between_gaussians,
     kl_from_prior_per_dimension,
     kl_from_uniform,
+    kl_of_beta_from_uniform,
     kl_to_prior_per_dimension,
 )
 from priormatch.mismatch import average
@@ -107,3 +109,35 @@ def test_a_share_of_the_prior_costs_its_negative_logarithm():
     for share in (0.0, 1.1, -1.0):
         with pytest.raises(ValueError, match="share of mass"):
             kl_from_uniform(share)
+
+
+@given(st.floats(0.05, 500), st.floats(0.05, 500))
+def test_kl_of_a_beta_agrees_with_torch_and_has_no_preferred_end(alpha, beta):
+    kl = kl_of_beta_from_uniform(doubles(alpha), doubles(beta))
+    expected = kl_divergence(Beta(doubles(alpha), doubles(beta)), Uniform(doubles(0), doubles(1)))
+    torch.testing.assert_close(kl, expected, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(kl, kl_of_beta_from_uniform(doubles(beta), doubles(alpha)))
+    assert kl >= -1e-9
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 40.0), (3.0, 7.0), (2e4, 6e4)])
+def test_kl_of_a_beta_is_an_integral(alpha, beta):
+    def integrand(share):
+        density = scipy.stats.beta.pdf(share, alpha, beta)
+        return scipy.special.xlogy(density, density)
+
+    mean, scale = scipy.stats.beta.mean(alpha, beta), scipy.stats.beta.std(alpha, beta)
+    ends = max(0, mean - 20 * scale), min(1, mean + 20 * scale)
+    integral, error = scipy.integrate.quad(integrand, *ends, limit=200, epsabs=1e-11)
+    assert error < 1e-8
+    kl = kl_of_beta_from_uniform(doubles(alpha), doubles(beta))
+    assert kl.item() == pytest.approx(integral, abs=1e-7)
+
+
+def test_kl_of_a_narrow_beta_keeps_its_digits_in_single_precision():
+    # Nearly a Gaussian of variance v = ab / (a + b)^3: minus its entropy.
+    alpha, beta = torch.tensor([3e6]), torch.tensor([7e6])
+    gaussian = -0.5 * math.log(2 * math.pi * math.e * 0.21 / 1e7)
+    kl = kl_of_beta_from_uniform(alpha, beta)
+    assert kl.dtype == torch.float32
+    assert kl.item() == pytest.approx(gaussian, abs=1e-5)

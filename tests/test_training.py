@@ -266,10 +266,66 @@ def test_no_field_of_a_recipe_is_idle(field):
         "weight_average": 0.9,
         "flat": 1e9,
         "seed": 1,
+        "posterior": "interval",
     }
     base = dataclasses.replace(SMALL, epochs=21) if field == "flat" else SMALL
     recipe = dataclasses.replace(base, **{field: changed[field]})
     assert timeless(small_fit(recipe).history) != timeless(small_fit(base).history)
+
+
+ON_THE_INTERVAL = dataclasses.replace(SMALL, latent_dimension=1, posterior="interval")
+
+
+def test_a_model_on_the_interval_learns_and_its_codes_stay_there():
+    trained = small_fit(dataclasses.replace(ON_THE_INTERVAL, epochs=60))
+    # Two kinds of pictures cost ln 2 to tell apart, and binary noise of 784 pixels the rest.
+    entropy = 784 * 0.1985
+    assert -entropy - 20 < trained.history[-1].validation_elbo < -entropy + 5
+    assert trained.history[-1].validation_rate > 0.5
+    codes = trained.model.posterior(pictures()).mean
+    assert 0 < codes.min() < codes.max() < 10
+
+
+def test_a_training_on_the_interval_is_reproducible_and_resumes(tmp_path):
+    torch.manual_seed(1)
+    whole = small_fit(ON_THE_INTERVAL)
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    checkpoint = tmp_path / "state.checkpoint"
+
+    def stop(epoch, model):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        small_fit(ON_THE_INTERVAL, checkpoint=checkpoint, after_epoch=stop)
+    resumed = small_fit(ON_THE_INTERVAL, checkpoint=checkpoint)
+    assert same_weights(resumed.model, whole.model)
+    assert timeless(resumed.history) == timeless(whole.history)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_both_families_start_from_the_same_weights():
+    line = build(dataclasses.replace(SMALL, latent_dimension=1)).state_dict().values()
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(line, build(ON_THE_INTERVAL).state_dict().values(), strict=True)
+    )
+
+
+def test_a_checkpoint_without_a_later_field_is_read_with_its_default(tmp_path):
+    checkpoint = tmp_path / "state.checkpoint"
+
+    def stop(epoch, model):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        small_fit(checkpoint=checkpoint, after_epoch=stop)
+    state = torch.load(checkpoint, weights_only=True)
+    del state["recipe"]["posterior"]
+    torch.save(state, checkpoint)
+    assert len(small_fit(checkpoint=checkpoint).history) == 3
 
 
 def test_progress_says_how_far_it_is(capsys):

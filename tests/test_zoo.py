@@ -30,7 +30,8 @@ def test_every_model_of_the_book_is_stored_with_how_it_was_made(name):
     assert record["command"] == f"python -m priormatch.zoo {name}"
     assert record["seconds"] > 60
     assert set(record["versions"]) == {"python", "priormatch", "torch", "torchvision"}
-    assert len(history) == zoo.RECIPES[name].epochs
+    recipe = zoo.RECIPES[name]
+    assert len(history) == recipe.epochs or (recipe.flat and 20 < len(history) < recipe.epochs)
     assert not model.training
     assert not list(zoo.STORE.glob("*.pt")), "weights are stored as safetensors, never as pickles"
 

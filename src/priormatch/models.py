@@ -1,12 +1,130 @@
 """The variational autoencoder: modules that map tensors to `torch.distributions`."""
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from jaxtyping import Float
+from scipy.special import betainc
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Distribution, Independent, Normal
+from torch.distributions import (
+    Bernoulli,
+    Beta,
+    Distribution,
+    Independent,
+    Normal,
+    Uniform,
+    constraints,
+)
+from torch.distributions.kl import register_kl
+from torch.distributions.utils import broadcast_all
+
+from priormatch.divergences import kl_of_beta_from_uniform
+
+INTERVAL = 10.0
+"""Length of the interval of the thought experiment, (0, 10)."""
+
+
+class StretchedBeta(Distribution):
+    r"""Beta distribution stretched over the interval (0, 10).
+
+    .. math:: \ln q(z) = (\alpha - 1) \ln u + (\beta - 1) \ln(1 - u)
+              - \ln B(\alpha, \beta) - \ln 10, \quad u = z / 10
+
+    Draws are torch's own reparameterised ones, and the KL from the uniform distribution on the
+    interval is closed. Densities are taken in double precision: where the distribution is narrow
+    their terms are some hundred thousand times as large as their sum.
+
+    Args:
+        concentration1: First parameter of the Beta distribution, alpha.
+        concentration0: Second parameter, beta.
+        validate_args: Whether to check parameters and values.
+
+    Introduced in "The uniform interval".
+
+    >>> StretchedBeta(torch.tensor(1.0), torch.tensor(3.0)).mean
+    tensor(2.5000)
+    """
+
+    arg_constraints = {  # noqa: RUF012 - the name and form that torch.distributions reads
+        "concentration1": constraints.positive,
+        "concentration0": constraints.positive,
+    }
+    support = constraints.interval(0.0, INTERVAL)
+    has_rsample = True
+
+    def __init__(
+        self,
+        concentration1: Float[Tensor, "*batch"],
+        concentration0: Float[Tensor, "*batch"],
+        validate_args: bool | None = None,
+    ) -> None:
+        self.concentration1, self.concentration0 = broadcast_all(concentration1, concentration0)
+        super().__init__(self.concentration1.shape, validate_args=validate_args)
+
+    def expand(
+        self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: object = None
+    ) -> "StretchedBeta":
+        """Return the same distributions in a larger batch."""
+        return StretchedBeta(
+            self.concentration1.expand(batch_shape),
+            self.concentration0.expand(batch_shape),
+            validate_args=False,
+        )
+
+    @property
+    def _shares(self) -> Beta:
+        """The distribution of u = z / 10."""
+        return Beta(self.concentration1, self.concentration0, validate_args=False)
+
+    @property
+    def mean(self) -> Float[Tensor, "*batch"]:
+        """Exact mean."""
+        return INTERVAL * self._shares.mean
+
+    @property
+    def variance(self) -> Float[Tensor, "*batch"]:
+        """Exact variance."""
+        return INTERVAL**2 * self._shares.variance
+
+    def rsample(
+        self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()
+    ) -> Float[Tensor, "*sample"]:
+        """Draw inside the open interval, so that gradients reach the parameters."""
+        shares = self._shares.rsample(torch.Size(sample_shape))
+        # A draw that rounds to an end of the interval has no finite log density.
+        margin = torch.finfo(shares.dtype).eps
+        return INTERVAL * shares.clamp(margin, 1 - margin)
+
+    def log_prob(self, value: Float[Tensor, "*sample"]) -> Float[Tensor, "*broadcast"]:
+        """Return the log density in nats; values broadcast against the batch."""
+        if self._validate_args:
+            self._validate_sample(value)
+        alpha, beta = self.concentration1.double(), self.concentration0.double()
+        constant = (alpha + beta).lgamma() - alpha.lgamma() - beta.lgamma() - math.log(INTERVAL)
+        shares = value.double() / INTERVAL
+        # Logarithms of the values alone, before they meet the batch: mixtures have many pairs.
+        log_density = (alpha - 1) * shares.log() + ((beta - 1) * (-shares).log1p() + constant)
+        return log_density.to(torch.promote_types(value.dtype, self.concentration1.dtype))
+
+    @torch.no_grad()
+    def cdf(self, value: Float[Tensor, "*sample"]) -> Float[Tensor, "*broadcast"]:
+        """Return the distribution function; no gradient flows through it."""
+        if self._validate_args:
+            self._validate_sample(value)
+        arguments = (self.concentration1, self.concentration0, value / INTERVAL)
+        shares = torch.from_numpy(betainc(*(one.double().numpy() for one in arguments)))
+        return shares.to(torch.promote_types(value.dtype, self.concentration1.dtype))
+
+
+@register_kl(StretchedBeta, Uniform)
+def _kl_stretched_beta_uniform(posterior: StretchedBeta, prior: Uniform) -> Float[Tensor, "*batch"]:
+    # From a uniform distribution on another interval the KL is another one, or infinite.
+    if not ((prior.low == 0) & (prior.high == INTERVAL)).all():
+        raise NotImplementedError(f"the KL is known from U(0, {INTERVAL:g}) only, not {prior}")
+    kl = kl_of_beta_from_uniform(posterior.concentration1, posterior.concentration0)
+    return kl.expand(torch.broadcast_shapes(kl.shape, prior.batch_shape))
 
 
 class GaussianPosterior(nn.Module):
@@ -29,6 +147,37 @@ class GaussianPosterior(nn.Module):
         return Independent(Normal(mean, scale, validate_args=False), 1, validate_args=False)
 
 
+class IntervalPosterior(nn.Module):
+    r"""Encoder: images to posteriors supported on the interval (0, 10), one for each dimension.
+
+    .. math:: z = 10 u, \quad u \sim \mathrm{Beta}(k m, k (1 - m))
+
+    The network's first output is the logit of the mean m, the second is ln(k / 2), so that outputs
+    of zero stand for the uniform prior.
+
+    Args:
+        network: Maps ``(..., pixels)`` to ``(..., 2 * latent)``: logits of the means, then the
+            logarithms of half the concentrations.
+
+    Source: :cite:t:`ferrari2004`, for the parameters.
+
+    Introduced in "The uniform interval".
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Float[Tensor, "*batch pixels"]) -> Independent:
+        """Return the posteriors of the images: batch shape ``batch``, event shape ``(latent,)``."""
+        logit, log_half = self.network(images).chunk(2, dim=-1)
+        concentration = 2 * log_half.exp()
+        posterior = StretchedBeta(
+            concentration * logit.sigmoid(), concentration * (-logit).sigmoid(), validate_args=False
+        )
+        return Independent(posterior, 1, validate_args=False)
+
+
 class BernoulliLikelihood(nn.Module):
     """Decoder: codes to independent Bernoulli pixels P(X|z).
 
@@ -46,6 +195,24 @@ class BernoulliLikelihood(nn.Module):
         """Return the likelihoods: batch shape ``batch``, event shape ``(pixels,)``."""
         logits = self.network(codes)
         return Independent(Bernoulli(logits=logits, validate_args=False), 1, validate_args=False)
+
+
+class Centre(nn.Module):
+    """Shift codes so that the mean of the prior's is zero, near which a fresh decoder's units bend.
+
+    Args:
+        prior: Distribution whose mean is taken off.
+
+    Introduced in "The uniform interval".
+    """
+
+    def __init__(self, prior: Distribution) -> None:
+        super().__init__()
+        self.prior = prior
+
+    def forward(self, codes: Float[Tensor, "*batch latent"]) -> Float[Tensor, "*batch latent"]:
+        """Return the centred codes."""
+        return codes - self.prior.mean
 
 
 class VAE(nn.Module):
@@ -82,6 +249,16 @@ def standard_normal(latent_dimension: int) -> Independent:
     return Independent(Normal(zeros, torch.ones_like(zeros)), 1)
 
 
+def uniform_interval(latent_dimension: int) -> Independent:
+    """Return U(0, 10) in each dimension, the prior of the thought experiment.
+
+    >>> uniform_interval(1).log_prob(torch.tensor([5.0]))  # -ln 10
+    tensor(-2.3026)
+    """
+    zeros = torch.zeros(latent_dimension)
+    return Independent(Uniform(zeros, zeros + INTERVAL), 1)
+
+
 def multilayer_perceptron(widths: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
     """Chain linear layers of the given widths, with an activation between each two of them.
 
@@ -99,20 +276,29 @@ def multilayer_perceptron(widths: Sequence[int], activation: type[nn.Module]) ->
 
 
 def draw(distribution: Distribution, generator: torch.Generator) -> Float[Tensor, "*batch latent"]:
-    """Draw once from each diagonal Gaussian of a batch, so that gradients reach its parameters.
+    """Draw once from each distribution of a batch, so that gradients reach its parameters.
 
-    ``z = mean + scale * noise``, which `torch.distributions` offers without a generator only.
+    For diagonal Gaussians ``z = mean + scale * noise``. `torch.distributions` offers draws without
+    a generator only: those of other families come from its global one, seeded for the moment by
+    `generator` and then put back.
 
     Args:
-        distribution: Diagonal Gaussians, such as a posterior or the prior.
+        distribution: Diagonal Gaussians or others with reparameterised draws, such as posteriors
+            or the prior.
         generator: Source of the noise.
 
     Returns:
         Draws of shape ``(*batch, latent)``.
 
-    Source: :cite:t:`kingma2014`, the reparameterisation trick.
+    Source: :cite:t:`kingma2014`, the reparameterisation trick; :cite:t:`jankowiak2018` for Betas.
 
     Introduced in "The KL term".
     """
-    mean, scale = distribution.mean, distribution.stddev
-    return mean + scale * torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
+    family = distribution.base_dist if isinstance(distribution, Independent) else distribution
+    if isinstance(family, Normal):
+        mean, scale = distribution.mean, distribution.stddev
+        return mean + scale * torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
+    seed = torch.randint(2**63 - 1, (), generator=generator).item()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return distribution.rsample()

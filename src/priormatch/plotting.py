@@ -21,6 +21,9 @@ AGGREGATED: Final = "#0072B2"
 POSTERIOR: Final = "#D55E00"
 """The vermillion of a single posterior Q(z|X), in every figure."""
 
+EXACT: Final = "#009E73"
+"""The green of an exact posterior P(z|X), in every figure."""
+
 DIGITS: Final = ListedColormap(sns.color_palette("colorblind", 10).as_hex(), name="digits")
 """One colour for each digit, 0 to 9, told apart by colour-blind readers too."""
 

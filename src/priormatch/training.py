@@ -19,9 +19,12 @@ from priormatch.data import binarize
 from priormatch.models import (
     VAE,
     BernoulliLikelihood,
+    Centre,
     GaussianPosterior,
+    IntervalPosterior,
     multilayer_perceptron,
     standard_normal,
+    uniform_interval,
 )
 from priormatch.objectives import bound_parts, bound_parts_in_chunks
 
@@ -68,6 +71,8 @@ class Recipe:
             is at its best of the last 10 epochs less than this many nats above its best before
             them, though not before the 20th; 0 trains all `epochs`.
         seed: Decides the initial weights, the order of the images, the pixels and the noise.
+        posterior: ``"gaussian"`` goes with the prior N(0, I); ``"interval"``, a Beta distribution
+            stretched over (0, 10), with the uniform prior there.
 
     Introduced in "The KL term".
     """
@@ -88,6 +93,7 @@ class Recipe:
     weight_average: float = 0.0
     flat: float = 0.0
     seed: int = 0
+    posterior: Literal["gaussian", "interval"] = "gaussian"
 
 
 class Epoch(NamedTuple):
@@ -128,11 +134,14 @@ def build(recipe: Recipe) -> VAE:
     decoder = [recipe.latent_dimension, *[recipe.decoder_width] * recipe.decoder_depth, PIXELS]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        return VAE(
-            GaussianPosterior(multilayer_perceptron(encoder, activation)),
-            BernoulliLikelihood(multilayer_perceptron(decoder, activation)),
-            standard_normal(recipe.latent_dimension),
-        )
+        encode = multilayer_perceptron(encoder, activation)
+        decode = multilayer_perceptron(decoder, activation)
+    if recipe.posterior == "interval":
+        prior = uniform_interval(recipe.latent_dimension)
+        decode = nn.Sequential(Centre(prior), *decode)
+        return VAE(IntervalPosterior(encode), BernoulliLikelihood(decode), prior)
+    prior = standard_normal(recipe.latent_dimension)
+    return VAE(GaussianPosterior(encode), BernoulliLikelihood(decode), prior)
 
 
 def fit(
@@ -176,7 +185,8 @@ def fit(
     history: list[Epoch] = []
     if checkpoint is not None and checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
-        if state["recipe"] != asdict(recipe):
+        # A checkpoint from before a field was added has its default.
+        if Recipe(**state["recipe"]) != recipe:
             raise CheckpointMismatchError(
                 f"{checkpoint} was written by {state['recipe']}, not by {recipe}: "
                 "delete it, or name another file."

@@ -10,6 +10,7 @@ import sys
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,6 +21,14 @@ from priormatch.training import Epoch, Recipe, Trained, build, fit
 
 STORE = Path(__file__).parents[2] / "results" / "models"
 """Where the stored models are, in a checkout of the book."""
+
+_ON_A_LINE: dict[str, Any] = {
+    "latent_dimension": 1,
+    "schedule": "inverse root",
+    "gradient_norm": 100.0,
+    "weight_average": 0.999,
+    "flat": 1.0,
+}
 
 RECIPES: dict[str, Recipe] = {
     # The VAE of the question: 784-500-500-2, trained on what its likelihood speaks of.
@@ -33,6 +42,10 @@ RECIPES: dict[str, Recipe] = {
         learning_rate=1e-3,
         schedule="constant",
     ),
+    # The thought experiment of the question's discussion: codes on (0, 10), uniform prior.
+    "interval": Recipe(**_ON_A_LINE, posterior="interval"),
+    # The same networks with the prior N(0, 1).
+    "line": Recipe(**_ON_A_LINE),
 }
 """The recipes of the stored models."""
 
