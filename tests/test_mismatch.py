@@ -21,7 +21,6 @@ from priormatch.mismatch import (
     active_units,
     average,
     classifier_test,
-    decimals,
     dimension_wise_kl,
     held_out_kl,
     hole_share,
@@ -273,7 +272,6 @@ def test_a_prior_with_half_of_its_mass_uncovered_has_half_in_holes():
 
 @pytest.mark.parametrize("error", [12.0, 0.5, 0.0996, 0.0052])
 def test_estimates_and_results_show_the_same_digits(error):
-    assert decimals(error, 2) == Result(1.0, "Monte Carlo", error).decimals
     assert str(Estimate(123.456, error)) == str(Result(123.456, "Monte Carlo", error))
 
 
@@ -332,6 +330,37 @@ def test_measures_of_a_gaussian_are_its_closed_forms(kind, latent):
     square = radius(codes).mean_square.estimate
     expected = (covariance.trace() + mean.square().sum()).item()
     assert_agrees(square.value, square.standard_error, expected)
+
+
+@pytest.mark.parametrize("latent", [2, 10, 20, 50])
+def test_measures_of_a_shrunk_prior_are_those_of_its_radius(latent):
+    # With q = N(0, s^2 I) every ratio of densities is a function of |z|^2, chi-square under p.
+    scale, count, square = 0.8, 20_000, chi2(latent)
+    generator = torch.Generator().manual_seed(0)
+    codes, prior_draws = torch.randn(2, count, latent, generator=generator)
+    codes, prior = scale * codes, standard_normal(latent)
+    law = Independent(Normal(torch.zeros(latent), scale), 1)
+
+    hole = hole_share(law, codes, prior_draws)
+    assert_agrees(hole.value, hole.standard_error, square.sf(scale**2 * square.ppf(0.99)))
+    thin = thin_share(law, prior_draws, prior)
+    beyond = 2 * (math.log(10) - latent * math.log(scale)) / (1 / scale**2 - 1)
+    assert_agrees(thin.value, thin.standard_error, square.sf(beyond))
+
+    found = radius(codes)
+    mean_square = found.mean_square.estimate
+    assert_agrees(mean_square.value, mean_square.standard_error, latent * scale**2)
+    distance = found.distance.estimate
+    axis = np.linspace(0, 200, 100_001)
+    truth = np.abs(square.cdf(axis / scale**2) - square.cdf(axis)).max()
+    assert_at_least(distance.value, distance.standard_error, truth)
+    assert distance.value < truth + 0.02
+
+    # Every projection is |s - 1| E|z| from N(0, 1).
+    projected = sliced_wasserstein(codes, generator, 20).estimate
+    truth = (1 - scale) * math.sqrt(2 / math.pi)
+    assert_at_least(projected.value, projected.standard_error, truth)
+    assert projected.value < truth + 0.01
 
 
 def test_dimensions_are_told_apart():
@@ -566,19 +595,19 @@ def test_the_classifier_finds_nothing_in_a_match():
         assert_honest(coverage([one.estimate for one in statistics], 0.5), repetitions=200)
 
 
-@pytest.mark.parametrize("latent", [2, 10])
-def test_the_classifier_bounds_the_total_variation_of_a_shift_closely(latent):
+@pytest.mark.parametrize(("latent", "found"), [(2, 0.9), (10, 0.9), (20, 0.8), (50, 0.7)])
+def test_the_classifier_finds_most_of_the_total_variation_of_a_shift(latent, found):
     distance = 1.3
     generator = torch.Generator().manual_seed(0)
     codes = distance / math.sqrt(latent) + torch.randn(6_000, latent, generator=generator)
     test = classifier_test(codes, torch.randn(6_000, latent, generator=generator))
     truth = 2 * norm.cdf(distance / 2) - 1
     assert_at_most(test.total_variation.value, test.total_variation.standard_error, truth)
-    assert test.total_variation.value > 0.9 * truth
+    assert test.total_variation.value > found * truth
     assert_at_most(
         test.auc.estimate.value, test.auc.estimate.standard_error, norm.cdf(distance / math.sqrt(2))
     )
-    assert 0.7 * distance**2 / 2 > test.kl.value > 0.8 * 2 * truth**2
+    assert 0.7 * distance**2 / 2 > test.kl.value > 0.98 * 2 * (found * truth) ** 2
 
 
 def test_the_classifier_sees_the_rotated_mixture_that_margins_do_not_show():

@@ -95,7 +95,7 @@ def importance_bounds(
 
     Source: :cite:t:`burda2016`.
 
-    Introduced in "The estimators on trial".
+    Introduced in "Why the mixture nearly matches".
     """
     blocks = []
     for some in images.split(max(1, _CODES // draws)):
@@ -232,7 +232,7 @@ def exact_inference(
             its spacing.
         ValueError: The grid has another number of dimensions than the prior.
 
-    Introduced in "The estimators on trial".
+    Introduced in "Why the mixture nearly matches".
     """
     latent = len(grid.shape)
     # The grid is made of 2^latent grids of twice the spacing; each has its own sum.
@@ -285,7 +285,7 @@ def exact_posteriors(
     Raises:
         ValueError: The grid has another number of dimensions than the prior.
 
-    Introduced in "The estimators on trial".
+    Introduced in "Why the mixture nearly matches".
     """
     densities = torch.zeros(len(images), math.prod(grid.shape), dtype=torch.float64)
     for steps, examples, log_joint in _patches(vae, images, grid):

@@ -25,6 +25,7 @@ from torch.distributions import Distribution, Normal
 
 from priormatch.aggregated import AggregatedPosterior
 from priormatch.divergences import kl_between_gaussians, kl_from_prior_per_dimension
+from priormatch.results import decimals
 
 Bound = Literal["none", "lower", "upper"]
 
@@ -63,15 +64,6 @@ class Statistic(NamedTuple):
     estimate: Estimate
     low: float
     high: float
-
-
-def decimals(size: float, digits: int) -> int:
-    """Return how many decimals show that many significant digits of a positive number.
-
-    >>> decimals(0.0052, 2), decimals(520.0, 2)
-    (4, 0)
-    """
-    return max(0, digits - 1 - math.floor(math.log10(size)))
 
 
 def average(
@@ -418,7 +410,7 @@ def thin_share(
         A share in [0, 1]. Its standard error is binomial after two draws more of either kind, so
         that no draw at all does not pass for certainty: 1.4 / draws.
 
-    Source: Agresti and Coull (1998), for the two draws.
+    Source: :cite:t:`agresti1998`, for the two draws.
 
     Introduced in "The estimators on trial".
 
@@ -477,7 +469,7 @@ def classifier_test(
     Raises:
         ValueError: There are not as many prior draws as codes.
 
-    Source: Lopez-Paz and Oquab (2017) for the test, DeLong et al. (1988) for the error of the AUC.
+    Source: :cite:t:`lopezpaz2017` for the test, :cite:t:`delong1988` for the error of the AUC.
 
     Introduced in "The estimators on trial".
 
@@ -579,7 +571,7 @@ def sliced_wasserstein(
         A distance in units of z, in expectation above that of q, with its null band. The standard
         error is over the codes, for these directions.
 
-    Source: Bonneel et al. (2015).
+    Source: :cite:t:`bonneel2015`.
 
     Introduced in "The estimators on trial".
     """

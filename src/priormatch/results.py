@@ -19,6 +19,15 @@ seeds; an *ordering* by anything that keeps the inequality.
 """
 
 
+def decimals(size: float, digits: int) -> int:
+    """Return how many decimals show that many significant digits of a positive number.
+
+    >>> decimals(0.0052, 2), decimals(520.0, 2)
+    (4, 0)
+    """
+    return max(0, digits - 1 - math.floor(math.log10(size)))
+
+
 class MissingStandardError(ValueError):
     """A Monte Carlo result says nothing without a positive standard error."""
 
@@ -76,7 +85,7 @@ class Result:
     def decimals(self) -> int:
         """Decimals worth showing: two digits of the standard error, else five of the value."""
         size, digits = (self.standard_error, 2) if self.standard_error else (abs(self.value), 5)
-        return max(0, digits - 1 - math.floor(math.log10(size))) if size else 0
+        return decimals(size, digits) if size else 0
 
     def __str__(self) -> str:
         error = "" if self.standard_error is None else f" ± {self.standard_error:.{self.decimals}f}"
