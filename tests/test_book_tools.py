@@ -85,7 +85,7 @@ def test_what_no_result_depends_on_is_not_in_the_fingerprint(tiny_book):
     for name in (
         "src/package/__pycache__/module.pyc",
         "src/package.egg-info/PKG-INFO",
-        "results/study-checkpoints/half",
+        "results/study-models/half",
         "results/model.unfinished",
     ):
         (book.root / name).parent.mkdir(exist_ok=True)

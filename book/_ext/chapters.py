@@ -38,7 +38,7 @@ SECONDS_PER_CELL = 600
 # Settings that change a result, or may.
 ENVIRONMENT = re.compile(r"PRIORMATCH_(?!DATA$)\w+|CUDA_VISIBLE_DEVICES|\w+_NUM_THREADS")
 # What programs leave in src/ and results/, and what a running study has not finished yet.
-UNFINISHED = re.compile(r"^__pycache__$|\.egg-info$|\.checkpoint$|\.unfinished$|-checkpoints$")
+UNFINISHED = re.compile(r"^__pycache__$|\.egg-info$|\.checkpoint$|\.unfinished$|^study-models$")
 ANSI_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 

@@ -5,6 +5,7 @@ killed at any moment: finished rows stay, and an unfinished training goes on fro
 """
 
 import argparse
+import contextlib
 import functools
 import hashlib
 import json
@@ -14,11 +15,12 @@ import os
 import platform
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 import torch
@@ -26,122 +28,254 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from priormatch import zoo
 from priormatch.aggregated import AggregatedPosterior
 from priormatch.data import Part, binarize, load_mnist, prepare
+from priormatch.densities import fit_best
+from priormatch.evidence import (
+    Grid,
+    GridError,
+    average_bounds,
+    exact_inference,
+    importance_bounds,
+)
 from priormatch.mismatch import (
     Estimate,
+    active_units,
     average,
+    classifier_test,
+    dimension_wise_kl,
     held_out_kl,
     hole_share,
     in_sample_kl,
     moment_bound,
+    radius,
+    rate_per_dimension,
+    reverse_kl,
+    sliced_wasserstein,
+    thin_share,
+    total_correlation,
 )
 from priormatch.models import VAE, draw
 from priormatch.objectives import bound_parts_in_chunks, encode
-from priormatch.training import Recipe, fit
+from priormatch.training import Epoch, Recipe, fit
 
 TABLE = Path(__file__).parents[2] / "results" / "study.csv"
 """The stored study, in a checkout of the book."""
 
+MODELS = TABLE.with_name("study-models")
+"""The trained models of the study: kept, so that a new measure needs no new training."""
+
 SEEDS = range(5)
-DECADES = (0.01, 0.1, 1.0, 10.0, 100.0)
-BETWEEN = (3.0, 30.0)
+EQUAL_EPOCHS = 20
+"""Epochs after which every model of the study is measured, whether it has converged or not."""
+
+STAGES = ("equal epochs", "converged")
+
+_BASE = Recipe(schedule="inverse root", gradient_norm=100.0, weight_average=0.999, flat=1.0)
 
 
 def grid() -> list[Recipe]:
-    """Return the recipes of the study, those that a killed study would miss most first."""
-    return [
-        Recipe(beta=beta, epochs=15, seed=seed)
-        for betas in (DECADES, BETWEEN)
-        for seed in SEEDS
-        for beta in betas
-    ]
+    """Return the recipes of the study, one seed of each before the next seed of any."""
+    cells = [replace(_BASE, beta=beta) for beta in (1.0, 0.01, 0.1, 3.0, 10.0, 30.0, 100.0)]
+    return [replace(cell, seed=seed) for seed in SEEDS for cell in cells]
 
 
-def measure(vae: VAE, draws: int = 5_000, seed: int = 0) -> dict[str, Estimate]:
-    """Measure a trained model on MNIST binarised once: its bound, and its mismatch from N(0, I).
+def trained(recipe: Recipe, models: Path) -> tuple[dict[str, VAE], list[Epoch]]:
+    """Return the models of a recipe and the history of its training; train them if need be.
 
-    Args:
-        vae: A model with a prior N(0, I).
-        draws: Draws of the mixture and of the prior; posteriors of the test images are drawn once.
-        seed: Decides the pixels and the draws, so that models are compared on the same.
-
-    Returns:
-        Estimates by name. Rates, distortions and divergences are in nats.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    train_pixels, test_pixels = _pixels("train"), _pixels("test")
-    train = bound_parts_in_chunks(vae, train_pixels, generator)
-    test = bound_parts_in_chunks(vae, test_pixels, generator)
-    aggregated = AggregatedPosterior(*encode(vae, train_pixels))
-    codes = draw(AggregatedPosterior(*encode(vae, test_pixels)).posteriors, generator)
-    prior_draws = torch.randn((draws, codes.shape[1]), generator=generator)
-    return {
-        "train_distortion": average(train.distortion),
-        "train_rate": average(train.rate),
-        "test_distortion": average(test.distortion),
-        "test_rate": average(test.rate),
-        "test_elbo": average(test.elbo),
-        "in_sample_kl": in_sample_kl(aggregated, vae.prior, draws, generator),
-        "held_out_kl": held_out_kl(aggregated, codes, vae.prior),
-        "moment_bound": moment_bound(codes),
-        "hole_share": hole_share(aggregated, codes, prior_draws),
-    }
-
-
-def row(recipe: Recipe, checkpoints: Path, draws: int = 5_000) -> dict[str, object]:
-    """Train a recipe in this process on one thread, and return its row of the table.
+    A training that was killed goes on from its last epoch.
 
     Args:
         recipe: What to train.
-        checkpoints: Folder for the state of unfinished trainings.
+        models: Folder that keeps the models, and the states of unfinished trainings.
+
+    Returns:
+        The models by stage, ``"equal epochs"`` and ``"converged"``, and an entry an epoch.
+    """
+    models.mkdir(parents=True, exist_ok=True)
+    name = _name(recipe)
+    files = {stage: models / f"{name}-{stage.replace(' ', '-')}.safetensors" for stage in STAGES}
+    record = models / f"{name}.json"
+    if not record.exists():
+
+        def keep(epoch: int, model: VAE) -> None:
+            if epoch == EQUAL_EPOCHS:
+                zoo.save_weights(model, files["equal epochs"])
+
+        model, history = fit(
+            recipe,
+            load_mnist("train").images,
+            load_mnist("validation").images,
+            checkpoint=models / f"{name}.checkpoint",
+            progress=False,
+            after_epoch=keep,
+        )
+        zoo.save_weights(model, files["converged"])
+        unfinished = record.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps([entry._asdict() for entry in history]) + "\n")
+        unfinished.replace(record)
+    kept = {stage: zoo.load_weights(recipe, file) for stage, file in files.items()}
+    return kept, [Epoch(**entry) for entry in json.loads(record.read_text())]
+
+
+def _name(recipe: Recipe) -> str:
+    """Return a name that stays the same when recipes get a new field, at its default."""
+    changes = {
+        field.name: getattr(recipe, field.name)
+        for field in fields(Recipe)
+        if getattr(recipe, field.name) != field.default
+    }
+    return hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def measure(vae: VAE, draws: int = 10_000, seed: int = 0) -> dict[str, Estimate | int | str]:
+    """Measure a trained model on MNIST binarised once: its bound, and its mismatch from N(0, I).
+
+    Held-out numbers stand twice. Validation images come from the writers of the training images,
+    and test images from others, so only the former are draws of what the model was trained on.
+
+    Args:
+        vae: A model with a prior N(0, I).
+        draws: Draws of the mixture and of the prior; each posterior is drawn once.
+        seed: Decides the pixels and the draws, so that models are compared on the same.
+
+    Returns:
+        Measures by name. Rates, distortions and divergences are in nats; those of single latent
+        dimensions stand in one string, with spaces between them.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    measures: dict[str, Estimate | int | str] = {}
+    codes: dict[Part, Tensor] = {}
+    for part in get_args(Part):
+        parts = bound_parts_in_chunks(vae, _pixels(part), generator)
+        mixture = AggregatedPosterior(*encode(vae, _pixels(part)))
+        codes[part] = draw(mixture.posteriors, generator)
+        measures[f"{part}_distortion"] = average(parts.distortion)
+        measures[f"{part}_rate"] = average(parts.rate)
+        measures[f"{part}_elbo"] = average(parts.elbo)
+        if part == "train":
+            aggregated = mixture
+    prior_draws = draw(vae.prior.expand((draws,)), generator)
+    fitted = fit_best(codes["train"], codes["validation"], seed)
+
+    # The evidence of every tenth test image: the two halves of the file are of different writers.
+    some = _pixels("test")[::10]
+    bounds = average_bounds(importance_bounds(vae, some, 200, generator))
+    measures |= {
+        "log_evidence": bounds["log_evidence"],
+        "inference_gap": bounds["gap"],
+        "effective_draws": bounds["effective_draws"],
+    }
+    if prior_draws.shape[1] == 2:
+        # At a light weight the cloud outgrows the grid, and these cells stay empty.
+        with contextlib.suppress(GridError):
+            exact = exact_inference(vae, some, Grid())
+            measures |= {
+                "exact_log_evidence": average(exact.log_evidence),
+                "exact_inference_gap": average(exact.gap),
+            }
+
+    alone = dimension_wise_kl(aggregated, codes["test"])
+    measures |= {
+        "in_sample_kl": in_sample_kl(aggregated, vae.prior, draws, generator),
+        "held_out_kl": held_out_kl(aggregated, codes["test"], vae.prior),
+        "held_out_kl_validation": held_out_kl(aggregated, codes["validation"], vae.prior),
+        "moment_bound": moment_bound(codes["test"]),
+        "moment_bound_validation": moment_bound(codes["validation"]),
+        "density": fitted.name,
+        "density_bound": held_out_kl(fitted.density, codes["test"], vae.prior),
+        "density_bound_validation": held_out_kl(fitted.density, codes["validation"], vae.prior),
+        "dimension_wise_kl": alone.total,
+        "kl_of_dimensions": _list(one.value for one in alone.per_dimension),
+        "rate_of_dimensions": _list(rate_per_dimension(aggregated).tolist()),
+        "total_correlation": total_correlation(fitted.density, aggregated, codes["test"]),
+        "reverse_kl": reverse_kl(fitted.density, prior_draws, vae.prior),
+        "thin_share": thin_share(fitted.density, prior_draws, vae.prior),
+        "hole_share": hole_share(fitted.density, codes["test"], prior_draws),
+        "mean_square_radius": radius(codes["test"]).mean_square.estimate,
+        "radius_distance": radius(codes["test"]).distance.estimate,
+        "sliced_wasserstein": sliced_wasserstein(codes["test"], generator).estimate,
+        "active_units": active_units(aggregated),
+    }
+    classifier = classifier_test(codes["test"], prior_draws[: len(codes["test"])], seed)
+    return measures | {
+        "classifier_accuracy": classifier.accuracy.estimate,
+        "classifier_auc": classifier.auc.estimate,
+    }
+
+
+def _list(numbers: Iterable[float]) -> str:
+    return " ".join(f"{number:.5g}" for number in numbers)
+
+
+def rows(recipe: Recipe, models: Path, draws: int = 10_000) -> list[dict[str, object]]:
+    """Train a recipe in this process on one thread, and return its rows of the table.
+
+    Args:
+        recipe: What to train.
+        models: Folder that keeps the models, and the states of unfinished trainings.
         draws: Draws of the Monte Carlo measures.
 
     Returns:
-        The recipe, how it was trained, and each measure with its standard error
-        (``<measure>_error``) and, where it has one, its floor (``<measure>_floor``).
+        A row for each stage: the recipe, how it was trained, and each measure with its standard
+        error (``<measure>_error``) and, where it has one, its floor (``<measure>_floor``).
     """
     torch.set_num_threads(1)
-    key = hashlib.sha256(json.dumps(asdict(recipe)).encode()).hexdigest()[:16]
-    model, history = fit(
-        recipe,
-        load_mnist("train").images,
-        load_mnist("validation").images,
-        checkpoint=checkpoints / f"{key}.checkpoint",
-        progress=False,
-    )
-    cells: dict[str, object] = {
-        **asdict(recipe),
-        "validation_elbo": history[-1].validation_elbo,
+    kept, history = trained(recipe, models)
+    return [
+        {
+            **asdict(recipe),
+            "stage": stage,
+            **_record(history if stage == "converged" else history[:EQUAL_EPOCHS]),
+            **_cells(measure(model, draws)),
+        }
+        for stage, model in kept.items()
+    ]
+
+
+def _record(history: list[Epoch]) -> dict[str, object]:
+    return {
+        "trained_epochs": len(history),
+        "gain_of_10_epochs": history[-1].validation_elbo - history[-11:][0].validation_elbo,
         "seconds": round(sum(epoch.seconds for epoch in history)),
         "python": platform.python_version(),
         **{package: version(package) for package in ("priormatch", "torch")},
     }
-    for name, estimate in measure(model, draws).items():
-        cells[name] = estimate.value
-        cells[f"{name}_error"] = estimate.standard_error
-        if estimate.floor is not None:
-            cells[f"{name}_floor"] = estimate.floor
+
+
+def _cells(measures: dict[str, Estimate | int | str]) -> dict[str, object]:
+    cells: dict[str, object] = {}
+    for name, measured in measures.items():
+        if isinstance(measured, Estimate):
+            cells[name] = measured.value
+            cells[f"{name}_error"] = measured.standard_error
+            if measured.floor is not None:
+                cells[f"{name}_floor"] = measured.floor
+        else:
+            cells[name] = measured
     return cells
 
 
-def run(recipes: Iterable[Recipe], table: Path, executor: Executor, draws: int = 5_000) -> None:
-    """Train the recipes that the table lacks, and write each row as it is finished.
+def run(
+    recipes: Sequence[Recipe], table: Path, models: Path, executor: Executor, draws: int = 10_000
+) -> None:
+    """Train and measure the recipes that the table lacks, and write their rows as they finish.
 
     Args:
         recipes: The grid.
-        table: CSV file, made if it is not there.
+        table: CSV file, made if it is not there; rows are added at its end.
+        models: Folder that keeps the models, and the states of unfinished trainings.
         executor: Where to train: processes of this machine, or a cluster's.
         draws: Draws of the Monte Carlo measures.
     """
     done = read(table)
     missing = [recipe for recipe in recipes if not _holds(done, recipe)]
-    checkpoints = table.with_name(f"{table.stem}-checkpoints")
-    futures = [executor.submit(row, recipe, checkpoints, draws) for recipe in missing]
+    futures = [executor.submit(rows, recipe, models, draws) for recipe in missing]
     for future in tqdm(as_completed(futures), total=len(futures), unit="model"):
-        done = pd.concat([done, pd.DataFrame([future.result()])], ignore_index=True)
+        done = pd.concat([done, pd.DataFrame(future.result())], ignore_index=True)
         unfinished = table.with_suffix(".unfinished")
-        done.to_csv(unfinished, index=False)
+        done.to_csv(unfinished, index=False, float_format="%.7g")
         unfinished.replace(table)
 
 
@@ -153,13 +287,15 @@ def read(table: Path = TABLE) -> pd.DataFrame:
     return pd.read_csv(table) if table.exists() else pd.DataFrame()
 
 
-def _holds(rows: pd.DataFrame, recipe: Recipe) -> bool:
-    if rows.empty:
+def _holds(done: pd.DataFrame, recipe: Recipe) -> bool:
+    """Whether a table has the rows of a recipe; a column that it lacks stands for the default."""
+    if done.empty:
         return False
-    same = pd.Series(True, index=rows.index)
+    same = pd.Series(True, index=done.index)
     for field in fields(Recipe):
-        same &= rows[field.name] == getattr(recipe, field.name)
-    return bool(same.any())
+        column = done.get(field.name, field.default)
+        same &= column == getattr(recipe, field.name)
+    return bool(set(done.loc[same, "stage"]) == set(STAGES))
 
 
 def _end_with_parent() -> None:
@@ -183,13 +319,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Complete the stored study on this machine's processors."""
     parser = argparse.ArgumentParser(prog="python -m priormatch.study", description=__doc__)
     parser.add_argument("--table", type=Path, default=TABLE, help="CSV file (%(default)s)")
+    parser.add_argument("--models", type=Path, default=MODELS, help="folder (%(default)s)")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="(%(default)s)")
     options = parser.parse_args(arguments)
     os.environ["PRIORMATCH_DATA"] = prepare()
     # A forked process would inherit torch's threads in the middle of their work.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.processes, spawn, _end_with_parent) as executor:
-        run(grid(), options.table, executor)
+        run(grid(), options.table, options.models, executor)
     return 0
 
 
