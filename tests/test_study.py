@@ -1,5 +1,4 @@
 import dataclasses
-import functools
 import os
 import signal
 import subprocess
@@ -57,7 +56,7 @@ def small_world(monkeypatch):
     digits = Digits(pictures(300), torch.zeros(300, dtype=torch.int64))
     monkeypatch.setattr(study, "load_mnist", lambda part: digits)
     monkeypatch.setattr(study, "EQUAL_EPOCHS", 1)
-    monkeypatch.setattr(study, "Grid", functools.partial(Grid, spacing=0.1))
+    monkeypatch.setattr(study, "Grid", lambda: Grid((-12.0, -12.0), (12.0, 12.0), 0.1))
     monkeypatch.setattr(study, "fit_best", only_a_gaussian)
     study._pixels.cache_clear()
     yield
