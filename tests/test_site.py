@@ -1,12 +1,9 @@
 """The finished site: complete, self-contained, and as good to look at as a browser can tell."""
 
-import functools
-import http.server
 import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +19,7 @@ from bs4 import BeautifulSoup
 from chapters import ROOT, Book
 from nbformat import write
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-from playwright.sync_api import Browser, Page, Route, sync_playwright
+from playwright.sync_api import Browser, Page, Route
 
 BOOK = Book(ROOT, data="")
 PAGES = [f"{page}.html" for page in BOOK.pages]
@@ -145,31 +142,8 @@ def test_links_and_anchors_lead_somewhere(site, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    program = next(filter(None, map(shutil.which, names)), None)
-    if program is None:
-        complain = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-        complain(f"no browser: install one of {names}, for example by apt-get install chromium")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
-@pytest.fixture(scope="session")
-def address(site) -> Iterator[str]:
-    """Serve the site as any plain file server does."""
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *arguments: object) -> None:
-            """Say nothing."""
-
-    handler = functools.partial(Quiet, directory=site)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
+def address(site, serve) -> str:
+    return serve(site)
 
 
 @pytest.fixture(scope="session")
@@ -344,6 +318,26 @@ def test_a_page_printed_from_a_dark_screen_is_dark_text_alone(browser, host):
     assert paper["seen"] == ["main p"]
 
 
+@each_page
+def test_explorers_come_to_life(page, browser, address, site):
+    names = [figure["data-explorer"] for figure in parse(site / page).select("[data-explorer]")]
+    if names:
+        start_explorers(browser, address + page, names)
+
+
+def start_explorers(browser: Browser, url: str, names: list[str]) -> None:
+    """Bring every explorer of a page into view, and wait until it lives."""
+    context = browser.new_context(viewport={"width": 390, "height": 844})
+    tab = context.new_page()
+    tab.goto(url)
+    figures = tab.locator("figure[data-explorer]")
+    assert figures.count() == len(names)
+    for index in range(len(names)):
+        figures.nth(index).scroll_into_view_if_needed()
+        figures.nth(index).locator(".explorer-live").wait_for()
+    context.close()
+
+
 # Each check, shown a deliberate fault
 
 
@@ -449,6 +443,21 @@ def test_a_page_on_the_fallback_digits_says_so_and_an_explorer_on_it_needs_no_ke
     assert page.select_one("div.cell_output b").get_text() == "explorer"
     assert foreign_resources(page) == []
     assert page.select_one("main p").get_text() == "It is 0.28 nats."
+
+
+def test_an_explorer_of_a_cell_and_of_a_markdown_page(small_book, serve, browser):
+    write_chapter(small_book, "# A chapter", "from priormatch import explorers\nexplorers.kl()")
+    index = "# A book\n\n## Try it\n\n```{explorer} kl\n```\n"
+    small_book.source("book/index").with_suffix(".md").write_text(index)
+    small_book.execute("book/chapter")
+    site = make_book.write_site(small_book).parent
+    for name in ("index", "chapter"):
+        page = parse(site / "book" / f"{name}.html")
+        still = page.select_one("figure.explorer img")
+        assert (site / "book" / still["src"]).exists()
+        assert still["loading"] == "lazy"
+        assert foreign_resources(page) == []
+        start_explorers(browser, f"{serve(site)}book/{name}.html", ["kl"])
 
 
 def test_a_warning_of_sphinx_fails_the_build_and_names_the_cell(small_book):

@@ -1,0 +1,82 @@
+"""Sphinx extension: the explorers of the pages come to life without a kernel.
+
+An explorer arrives as a captioned still picture, from a cell or from the directive ``explorer`` of
+a Markdown page. A page with one loads `start.js`, which loads the rest when a reader comes near.
+
+1. Stills leave the page and become files, which a browser loads only when they come near.
+2. The modules, the style and the files that the explorers name are put beside the pages.
+"""
+
+import base64
+import hashlib
+import re
+from pathlib import Path
+from typing import Any, ClassVar
+
+from docutils import nodes
+from docutils.parsers.rst import Directive
+from sphinx.application import Sphinx
+
+STATIC = "_static/explorers"
+FIGURE = 'data-explorer="'
+STILL = re.compile(r'src="data:image/png;base64,(?P<bytes>[^"]+)"(?=></div><figcaption>)')
+CARRIED = re.compile(r"[\w-]+\.safetensors\.gz")
+
+
+class ExplorerDirective(Directive):
+    """``{explorer} latent`` on a Markdown page: the explorer of that name as it begins."""
+
+    required_arguments: ClassVar[int] = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Return the explorer's HTML."""
+        from priormatch import explorers
+
+        explorer = getattr(explorers, self.arguments[0])()
+        return [nodes.raw("", explorer.html(), format="html")]
+
+
+def prepare_page(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], tree: nodes.document | None
+) -> None:
+    """Give a page with explorers their script and style, and take the stills out of it."""
+    body = context.get("body", "")
+    if FIGURE not in body:
+        return
+    folder = Path(app.outdir) / STATIC
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def to_file(still: re.Match[str]) -> str:
+        picture = base64.b64decode(still["bytes"])
+        name = f"{hashlib.sha256(picture).hexdigest()[:12]}.png"
+        (folder / name).write_bytes(picture)
+        return f'src="{context["pathto"](f"{STATIC}/{name}", resource=1)}" loading="lazy"'
+
+    context["body"] = STILL.sub(to_file, body)
+    names = set(CARRIED.findall(body))
+    app.env.explorer_files = getattr(app.env, "explorer_files", set()) | names  # type: ignore[attr-defined]
+    app.add_css_file("explorers/explorers.css")
+    app.add_js_file("explorers/start.js", type="module")
+
+
+def copy_files(app: Sphinx, exception: Exception | None) -> None:
+    """Put modules, style and what the explorers carry into the finished site."""
+    names = getattr(app.env, "explorer_files", None)
+    if exception or names is None or app.builder.format != "html":
+        return
+    from priormatch.explorers import assets
+
+    folder = Path(app.outdir) / STATIC
+    package = Path(assets.__file__).parent
+    for file in [*package.glob("*.js"), *package.glob("*.css")]:
+        (folder / file.name).write_bytes(file.read_bytes())
+    for name in sorted(names):
+        (folder / name).write_bytes(assets.packed(name.removesuffix(assets.SUFFIX)))
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Connect the extension to Sphinx's events."""
+    app.add_directive("explorer", ExplorerDirective)
+    app.connect("html-page-context", prepare_page)
+    app.connect("build-finished", copy_files)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,251 @@
+"""What the explorers carry to a browser: weights, the quilt on a grid, codes, digits.
+
+Each is a zipped safetensors file, made from ``results/models`` and the digits when it is asked for.
+A page loads it from beside itself, and in Jupyter it travels with the widget.
+"""
+
+import functools
+import gzip
+import math
+from collections.abc import Callable
+from typing import Final, NamedTuple, cast
+
+import torch
+from jaxtyping import Float, Int16, UInt8
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.distributions import Independent, kl_divergence
+
+from priormatch import zoo
+from priormatch.aggregated import AggregatedPosterior
+from priormatch.data import Digits, binarize, load_mnist
+from priormatch.explorers import history
+from priormatch.interval import density_by_digit
+from priormatch.models import INTERVAL, VAE
+from priormatch.objectives import encode
+
+SUFFIX: Final = ".safetensors.gz"
+
+LIMIT: Final = 4.0
+"""The latent plane is shown from -4 to 4, as in the figures."""
+
+STEPS: Final = 50
+"""Nodes of the grid in a unit: z moves in steps of 0.02, about a pixel on a screen."""
+
+CODES: Final = 2_000
+"""Test images whose codes are shown."""
+
+
+class Quilt(NamedTuple):
+    """The question's VAE on MNIST: its aggregated posterior, and where it has holes.
+
+    Attributes:
+        aggregated: Mixture over the training images.
+        codes: One draw from the posterior of each test image.
+        threshold: Log density that 99 % of these codes exceed: below it is a hole.
+    """
+
+    aggregated: AggregatedPosterior
+    codes: Float[Tensor, "examples 2"]
+    threshold: float
+
+
+class Field(NamedTuple):
+    """The quilt on the grid of places that z can take; the first axis is z_1.
+
+    Attributes:
+        log_ratio: ln q(z)/p(z) in nats.
+        place: 1 where q is thinner than the prior, plus 2 where ten times, plus 4 in a hole.
+    """
+
+    log_ratio: Float[Tensor, "nodes nodes"]
+    place: UInt8[Tensor, "nodes nodes"]
+
+
+@functools.cache
+def vae(name: str = "question") -> VAE:
+    """Return a stored model."""
+    return zoo.load(name).model
+
+
+@functools.cache
+def test_digits() -> Digits:
+    """Return the test images, binarised as in the chapters."""
+    images, labels = load_mnist("test")
+    return Digits(binarize(images, torch.Generator().manual_seed(0)), labels)
+
+
+@functools.cache
+def quilt() -> Quilt:
+    """Return the aggregated posterior of the question's VAE, as "The latent picture" has it."""
+    train = binarize(load_mnist("train").images, torch.Generator().manual_seed(0))
+    aggregated = AggregatedPosterior(*encode(vae(), train))
+    means, scales = encode(vae(), test_digits().images)
+    noise = torch.randn(means.shape, generator=torch.Generator().manual_seed(6))
+    codes = means + scales * noise
+    return Quilt(aggregated, codes, aggregated.log_prob(codes).quantile(0.01).item())
+
+
+def log_density_on_grid(
+    aggregated: AggregatedPosterior, axis: Float[Tensor, " nodes"], chunk: int = 5_000
+) -> Float[Tensor, "nodes nodes"]:
+    r"""Return log q on the product of an axis with itself, in double precision.
+
+    .. math:: q(x_i, y_j) = \frac1N \sum_n \mathcal N(x_i; \mu_{n1}, \sigma_{n1}^2)
+              \, \mathcal N(y_j; \mu_{n2}, \sigma_{n2}^2)
+
+    A product of two matrices, because the posteriors have independent dimensions. Where q is below
+    the smallest number it is -inf.
+
+    Args:
+        aggregated: Mixture in two dimensions.
+        axis: Coordinates, in double precision.
+        chunk: Posteriors at a time.
+    """
+    total = axis.new_zeros(len(axis), len(axis))
+    pairs = zip(aggregated.means.split(chunk), aggregated.scales.split(chunk), strict=True)
+    for means, scales in pairs:
+        first, second = (
+            torch.distributions.Normal(means[:, [j]].double(), scales[:, [j]].double())
+            .log_prob(axis)
+            .exp()
+            for j in (0, 1)
+        )
+        total += first.T @ second
+    return (total / aggregated.components).log()
+
+
+def axis() -> Float[Tensor, " nodes"]:
+    """Return the coordinates of the grid, in double precision."""
+    nodes = int(LIMIT * STEPS)
+    return torch.arange(-nodes, nodes + 1, dtype=torch.float64) / STEPS
+
+
+@functools.cache
+def field() -> Field:
+    """Return the quilt on the grid."""
+    nodes = axis()
+    log_density = log_density_on_grid(quilt().aggregated, nodes)
+    log_prior = -0.5 * (nodes[:, None] ** 2 + nodes**2) - math.log(2 * math.pi)
+    log_ratio = log_density - log_prior
+    place = (
+        (log_ratio < 0).to(torch.uint8)
+        + 2 * (log_ratio < -math.log(10)).to(torch.uint8)
+        + 4 * (log_density < quilt().threshold).to(torch.uint8)
+    )
+    return Field(log_ratio, place)
+
+
+def hundredths(values: Float[Tensor, "*shape"]) -> Int16[Tensor, "*shape"]:
+    """Round to hundredths, as a page shows them; what is below -320 is -320."""
+    return (100 * values.clamp(min=-320.0)).round().to(torch.int16)
+
+
+def differences(values: Int16[Tensor, "nodes nodes"]) -> Int16[Tensor, "nodes nodes"]:
+    """Take differences along both axes: small numbers, which zip well."""
+    down = torch.cat([values[:1], values.diff(dim=0)])
+    return torch.cat([down[:, :1], down.diff(dim=1)], dim=1)
+
+
+def packed_field() -> dict[str, Tensor]:
+    """Return the grid as a page reads it."""
+    return {"differences": differences(hundredths(field().log_ratio)), "place": field().place}
+
+
+def packed_codes() -> dict[str, Tensor]:
+    """Return posteriors of test images, in half precision, and a draw of each."""
+    images, labels = test_digits()
+    some = slice(None, None, max(1, len(images) // CODES))
+    means, scales = encode(vae(), images[some])
+    return {
+        "means": means.half(),
+        "scales": scales.half(),
+        "draws": quilt().codes[some].half(),
+        "labels": labels[some].to(torch.uint8),
+    }
+
+
+@functools.cache
+def some_digits() -> Digits:
+    """Return the test images that can be picked: the first two of each digit, in their order."""
+    images, labels = test_digits()
+    firsts = torch.stack([(labels == digit).nonzero()[:2, 0] for digit in range(10)])
+    chosen = firsts.T.flatten()
+    return Digits(images[chosen], labels[chosen])
+
+
+def packed_digits() -> dict[str, Tensor]:
+    """Return the test images that can be picked, a byte a pixel."""
+    images, labels = some_digits()
+    return {"images": images.to(torch.uint8), "labels": labels.to(torch.uint8)}
+
+
+INTERVAL_STEP: Final = 0.01
+"""z moves by this much along the interval (0, 10), and never to its ends."""
+
+INTERVAL_EVERY: Final = 50
+"""Every so many test images have their posterior on the interval carried: 200 of 10,000."""
+
+
+@functools.cache
+def density_on_interval() -> Float[Tensor, "digits nodes"]:
+    """Return the joint density of digit and code of the interval's VAE at the places of z."""
+    images, labels = load_mnist("train")
+    pixels = binarize(images, torch.Generator().manual_seed(0))
+    nodes = torch.arange(1, round(INTERVAL / INTERVAL_STEP), dtype=torch.float64) * INTERVAL_STEP
+    with torch.no_grad():
+        return density_by_digit(
+            cast("Independent", vae("interval").posterior(pixels)), labels, nodes
+        )
+
+
+@torch.no_grad()
+def packed_interval() -> dict[str, Tensor]:
+    """Return the density of each digit along the interval, and posteriors of test images."""
+    images, labels = (values[::INTERVAL_EVERY] for values in test_digits())
+    posterior = cast("Independent", vae("interval").posterior(images))
+    alpha = posterior.base_dist.concentration1[:, 0].double()
+    beta = posterior.base_dist.concentration0[:, 0].double()
+    return {
+        "density": density_on_interval(),
+        "alpha": alpha,
+        "beta": beta,
+        "constant": (alpha + beta).lgamma() - alpha.lgamma() - beta.lgamma(),
+        "kl": kl_divergence(posterior, vae("interval").prior).double(),
+        "images": images.to(torch.uint8),
+        "labels": labels.to(torch.uint8),
+    }
+
+
+def packed_weights(network: nn.Module) -> dict[str, Tensor]:
+    """Return the weights of a multilayer perceptron, in half precision, as they are stored."""
+    layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    return {
+        f"{number}.{name}": weight.detach().half()
+        for number, layer in enumerate(layers)
+        for name, weight in (("weight", layer.weight), ("bias", layer.bias))
+    }
+
+
+FILES: Final[dict[str, Callable[[], dict[str, Tensor]]]] = {
+    "question-decoder": lambda: packed_weights(vae().decoder),
+    "question-encoder": lambda: packed_weights(vae().encoder),
+    "question-field": packed_field,
+    "question-codes": packed_codes,
+    "test-digits": packed_digits,
+    "question-history": history.load,
+    "interval-decoder": lambda: packed_weights(vae("interval").decoder),
+    "interval-codes": packed_interval,
+}
+"""What there is to carry, by the name of its file."""
+
+
+@functools.cache
+def packed(name: str) -> bytes:
+    """Return a file, the same bytes for the same results.
+
+    Raises:
+        KeyError: There is no such file.
+    """
+    tensors = {key: tensor.contiguous() for key, tensor in FILES[name]().items()}
+    return gzip.compress(save(tensors), mtime=0)

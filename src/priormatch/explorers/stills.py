@@ -1,0 +1,116 @@
+"""The still pictures of the explorers: what a page shows before, or without, JavaScript."""
+
+import io
+import math
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+from torch.distributions import Normal
+
+from priormatch import plotting
+from priormatch.divergences import kl_from_prior_per_dimension
+from priormatch.plotting import POSTERIOR
+
+
+def png(figure: Figure) -> bytes:
+    """Return a figure as a small PNG, and close it."""
+    drawn, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=100)
+    plt.close(figure)
+    # 64 colours are enough here, and a third of the bytes.
+    Image.open(drawn).convert("RGB").quantize(64).save(small, format="png", optimize=True)
+    return small.getvalue()
+
+
+def kl(mean: float, scale: float) -> bytes:
+    """Draw the densities of prior and posterior, and the KL over mean and scale with its pull."""
+    with plt.rc_context():
+        plotting.use_style()
+        figure, (densities, parameters) = plt.subplots(1, 2, figsize=(6.4, 2.9))
+        x = torch.linspace(-4.5, 4.5, 901)
+        names = {"prior p": (0.0, 1.0, plotting.PRIOR), "posterior Q": (mean, scale, POSTERIOR)}
+        for name, (centre, width, colour) in names.items():
+            density = Normal(centre, width).log_prob(x).exp()
+            densities.plot(x, density, color=colour, label=name)
+        densities.set(xlabel="z", ylabel="density")
+        densities.legend(loc="upper left")
+        log_scale, means = torch.meshgrid(
+            torch.linspace(-3, 1.1, 100), torch.linspace(-3, 3, 100), indexing="ij"
+        )
+        values = kl_from_prior_per_dimension(means, 2 * log_scale)
+        levels = [0.5, 1, 2, 3, 4, 6]
+        lines = parameters.contour(means, log_scale, values, levels, colors="0.6", linewidths=0.9)
+        parameters.clabel(lines, fmt="%g", fontsize=8, colors="0.25")
+        parameters.plot(0, 0, "o", color=plotting.PRIOR)
+        here = (mean, math.log(scale))
+        there = (mean / 2, math.log(scale) + (1 - scale**2) / 2)
+        parameters.annotate("", there, here, arrowprops={"arrowstyle": "->", "color": POSTERIOR})
+        parameters.plot(*here, "o", color=POSTERIOR)
+        ticks = [0.1, 0.3, 1, 3]
+        parameters.set_yticks([math.log(tick) for tick in ticks], list(map(str, ticks)))
+        parameters.set(xlabel="mean µ", ylabel="scale σ")
+        return png(figure)
+
+
+def quilt(
+    log_ratio: Float[Tensor, "nodes nodes"],
+    axis: Float[Tensor, " nodes"],
+    z: tuple[float, ...],
+    pictures: dict[str, Float[Tensor, " pixels"]],
+) -> bytes:
+    """Draw the quilt with a mark at z, and pictures beside it."""
+    with plt.rc_context():
+        plotting.use_style()
+        figure = plt.figure(figsize=(6.4, 3.9))
+        names = [*pictures]
+        layout: list[Any] = [["plane", name] for name in names]
+        axes = figure.subplot_mosaic(layout, width_ratios=[3, 1])
+        coarse = axis[::2]
+        squares = coarse[:, None] ** 2 + coarse**2
+        log_density = log_ratio[::2, ::2] - 0.5 * squares - math.log(2 * math.pi)
+        x, values = coarse.numpy(), log_density.T.numpy()
+        axes["plane"].pcolormesh(x, x, values, cmap="viridis", clim=(-8, -1))
+        plotting.prior_circles(plotting.latent_plane(axes["plane"]))
+        for colour, width in (("black", 4), ("white", 2)):
+            axes["plane"].plot(*z, "o", ms=9, mfc="none", mec=colour, mew=width)
+        for name in names:
+            plotting.images_in_grid(axes[name], pictures[name][None], columns=1)
+            axes[name].set_xlabel(name, fontsize="small")
+        return png(figure)
+
+
+def interval(
+    density: Float[Tensor, "digits nodes"], z: float, picture: Float[Tensor, " pixels"]
+) -> bytes:
+    """Draw the density of each digit along the interval, and the decoder's picture at z."""
+    with plt.rc_context():
+        plotting.use_style()
+        figure, (line, digit) = plt.subplots(1, 2, figsize=(6.4, 2.2), width_ratios=[4, 1])
+        nodes = torch.arange(1, density.shape[1] + 1) / 100
+        line.stackplot(nodes, *density, colors=plotting.DIGITS.colors)
+        line.axhline(0.1, color="black", linestyle="--", linewidth=1)
+        line.axvline(z, color="black", linewidth=1)
+        line.set(xlabel="z", ylabel="density", xlim=(0, 10), ylim=(0, 0.4))
+        plotting.images_in_grid(digit, picture[None], columns=1)
+        digit.set_xlabel(f"z = {z:.2f}", fontsize="small")
+        return png(figure)
+
+
+def training(history: dict[str, Tensor]) -> bytes:
+    """Draw the codes at four of the stored epochs."""
+    with plt.rc_context():
+        plotting.use_style()
+        figure, axes = plt.subplots(1, 4, figsize=(6.4, 2.0), sharey=True)
+        epochs, labels = history["epochs"].tolist(), history["labels"].long()
+        for ax, step in zip(axes, [0, 2, len(epochs) // 2, len(epochs) - 1], strict=True):
+            plotting.codes_by_digit(ax, history["codes"][step].float(), labels)
+            ax.get_legend().remove()
+            plotting.prior_circles(plotting.latent_plane(ax), masses=[0.99])
+            ax.set_title(f"epoch {epochs[step]}")
+            ax.label_outer()
+        return png(figure)

@@ -1,0 +1,665 @@
+"""The explorers: their traits, their pages, and every control of theirs in a real browser."""
+
+import contextlib
+import functools
+import json
+import math
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from axe_playwright_python.sync_playwright import Axe
+from bs4 import BeautifulSoup
+from nbformat import write
+from nbformat.v4 import new_code_cell, new_notebook
+from playwright.sync_api import Browser, Locator, Page
+from traitlets import TraitError
+
+from priormatch import explorers
+from priormatch.data import Source, source
+from priormatch.explorers import Explorer, assets, history
+from priormatch.mismatch import hole_share
+from priormatch.models import StretchedBeta
+from priormatch.objectives import encode
+
+MAKERS: dict[str, Callable[..., Explorer]] = {
+    "kl": explorers.kl,
+    "latent": explorers.latent,
+    "draw": explorers.draw,
+    "interval": explorers.interval,
+    "training": explorers.training,
+}
+PACKAGE = Path(explorers.__file__).parent
+
+each_explorer = pytest.mark.parametrize("name", MAKERS)
+
+
+@pytest.fixture(scope="module")
+def made() -> Callable[[str], Explorer]:
+    """Make each explorer once."""
+    kept: dict[str, Explorer] = {}
+
+    def explorer(name: str) -> Explorer:
+        if name not in kept:
+            kept[name] = MAKERS[name]()
+        return kept[name]
+
+    return explorer
+
+
+# In Python
+
+
+@each_explorer
+def test_an_explorer_is_a_widget_and_a_captioned_still_picture(name, made):
+    bundle, _ = made(name)._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    figure = BeautifulSoup(bundle["text/html"], "html.parser").find("figure")
+    assert len(figure.find("figcaption").get_text()) > 100
+    assert len(figure.find("img")["alt"]) > 100
+    assert len(figure.find("img")["src"]) < 60_000
+    assert not figure.find_all(["script", "button", "input"]), "nothing dead without JavaScript"
+    assert set(json.loads(figure["data-files"])) == set(made(name).carried)
+    assert made(name).html() == made(name).html(), "a page must not change from build to build"
+
+
+def test_traits_can_be_set_and_refuse_nonsense():
+    kl = explorers.kl(mu=0.0, sigma=math.sqrt(2))
+    assert kl.kl == pytest.approx((1 - math.log(2)) / 2)
+    assert kl.reverse_kl == pytest.approx(0.0966, abs=1e-4)
+    with pytest.raises(TraitError):
+        kl.sigma = 0.0
+
+
+def test_z_moves_on_the_grid(made):
+    latent = made("latent")
+    latent.z = (0.111, -3.999)
+    assert latent.z == (0.12, -4.0)
+    with pytest.raises(TraitError):
+        latent.z = (5.0, 0.0)
+
+
+def test_pixels_follow_the_digit_and_give_its_posterior(made):
+    draw = made("draw")
+    draw.digit = 14
+    image = assets.some_digits().images[14]
+    assert assets.some_digits().labels[14] == 4
+    torch.testing.assert_close(draw.image, image)
+    torch.testing.assert_close(draw.posterior.mean, assets.vae().posterior(image).mean.detach())
+    with pytest.raises(TraitError, match="784"):
+        draw.pixels = "0120"
+
+
+def test_the_grid_is_the_density_of_the_mixture():
+    axis, quilt = assets.axis(), assets.quilt()
+    places = torch.randint(len(axis), (40, 2), generator=torch.Generator().manual_seed(0))
+    z = axis[places].float()
+    log_q = quilt.aggregated.log_prob(z)
+    log_ratio, place = (values[tuple(places.T)] for values in assets.field())
+    expected = log_q - assets.vae().prior.log_prob(z)
+    torch.testing.assert_close(log_ratio.float(), expected, atol=2e-3, rtol=1e-4)
+    assert ((place & 1) > 0).tolist() == (expected < 0).tolist()
+    assert ((place & 2) > 0).tolist() == (expected < -math.log(10)).tolist()
+    assert ((place & 4) > 0).tolist() == (log_q < quilt.threshold).tolist()
+
+
+def test_holes_are_those_of_the_measure():
+    quilt = assets.quilt()
+    prior_draws = torch.randn((2_000, 2), generator=torch.Generator().manual_seed(7))
+    share = (quilt.aggregated.log_prob(prior_draws) < quilt.threshold).double().mean().item()
+    codes = quilt.codes[::5]  # fewer codes move the threshold a little
+    assert share == pytest.approx(hole_share(quilt.aggregated, codes, prior_draws).value, abs=0.01)
+
+
+def test_differences_add_up_again():
+    values = assets.hundredths(assets.field().log_ratio)
+    sums = assets.differences(values).cumsum(0).cumsum(1)
+    torch.testing.assert_close(sums.to(torch.int16), values)
+
+
+def test_modules_are_joined_into_one_without_a_name_twice():
+    for name in MAKERS:
+        module = explorers.bundle(name)
+        assert "import {" not in module
+        assert re.findall(r"^export .*", module, re.MULTILINE) == ["export default { render };"]
+        names = re.findall(r"^(?:async )?(?:const|let|function|class) (\w+)", module, re.MULTILINE)
+        assert len(names) == len(set(names))
+
+
+# On a page without a kernel
+
+THEMES = {
+    "light": ("#222832", "#ffffff", "#d1d5da", "#0a7d91"),
+    "dark": ("#ced6dd", "#14181e", "#48566b", "#3fb1c5"),
+}
+
+
+def page_of(figure: str, theme: str) -> str:
+    names = ("text-base", "background", "border", "link")
+    colours = zip(names, THEMES[theme], strict=True)
+    style = ";".join(f"--pst-color-{name}:{colour}" for name, colour in colours)
+    return (
+        f'<!doctype html><html lang="en" data-theme="{theme}" style="{style}">'
+        '<meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width"><title>An explorer</title>'
+        '<link rel="icon" href="data:,"><link rel="stylesheet" href="explorers.css">'
+        "<style>body{margin:1rem auto;max-width:42rem;padding:0 1rem;font-family:sans-serif;"
+        "color:var(--pst-color-text-base);background:var(--pst-color-background)}</style>"
+        f'<main><h1>An explorer</h1>{figure}<p style="height:60rem">Below.</p></main>'
+        '<script type="module" src="start.js"></script></html>'
+    )
+
+
+@pytest.fixture(scope="module")
+def page_url(made, serve, tmp_path_factory) -> Callable[[str, str], str]:
+    """Lay out a page of an explorer as it begins, once, and return its address."""
+    folder = tmp_path_factory.mktemp("explorers")
+    address = serve(folder)
+    for file in [*PACKAGE.glob("*.js"), *PACKAGE.glob("*.css")]:
+        shutil.copy(file, folder)
+
+    @functools.cache
+    def lay_out(name: str) -> None:
+        explorer = MAKERS[name]()
+        for theme in THEMES:
+            (folder / f"{name}-{theme}.html").write_text(page_of(explorer.html(), theme))
+        for file in explorer.carried.values():
+            (folder / (file + assets.SUFFIX)).write_bytes(assets.packed(file))
+
+    def url(name: str, theme: str) -> str:
+        lay_out(name)
+        return f"{address}{name}-{theme}.html"
+
+    return url
+
+
+@dataclass
+class Desk:
+    """An explorer in a browser, and what went wrong there."""
+
+    tab: Page
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def explorer(self) -> Locator:
+        return self.tab.locator(".explorer-live")
+
+    def value(self, name: str) -> list[float]:
+        return numbers(self.explorer.locator(f"[data-value={name}]").inner_text())
+
+    def ink(self, label: str) -> np.ndarray:
+        """Read the pixels of a digit, as shares of ink."""
+        canvas = self.explorer.get_by_role("img", name=label)
+        return np.array(
+            canvas.evaluate(
+                "c => [...c.getContext('2d').getImageData(0, 0, 28, 28).data]"
+                ".filter((_, i) => i % 4 == 3).map(a => a / 255)"
+            )
+        )
+
+    def finger(self, *places: tuple[float, float]) -> None:
+        """Put a finger down, drag it from place to place, and lift it."""
+        session = self.tab.context.new_cdp_session(self.tab)
+        kinds = ["touchStart", *["touchMove"] * (len(places) - 1)]
+        for kind, (x, y) in zip(kinds, places, strict=True):
+            points = [{"x": x, "y": y}]
+            session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+
+@pytest.fixture
+def visit(page_url, browser: Browser) -> Iterator[Callable[..., Desk]]:
+    opened: list[Desk] = []
+
+    def visit(name: str, width: int = 1280, theme: str = "light", **options: object) -> Desk:
+        context = browser.new_context(viewport={"width": width, "height": 1000}, **options)
+        one = Desk(context.new_page())
+        opened.append(one)
+        one.tab.on("pageerror", lambda error: one.faults.append(f"script: {error}"))
+        one.tab.on(
+            "console",
+            lambda m: one.faults.append(m.text) if m.type in ("error", "warning") else None,
+        )
+        one.tab.goto(page_url(name, theme))
+        if options.get("java_script_enabled", True):
+            one.tab.wait_for_selector("figure[data-alive]")
+        return one
+
+    yield visit
+    for one in opened:
+        one.tab.context.close()
+    assert [fault for one in opened for fault in one.faults] == []
+
+
+def numbers(text: str) -> list[float]:
+    plain = text.replace("\u2212", "-")
+    return [float(n) for n in re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?", plain)]
+
+
+def agrees(shown: float, computed: float, decimals: int) -> bool:
+    """Whether a number was shown as Python computes it, to its digits."""
+    return abs(shown - computed) < 0.5 * 10**-decimals + 1e-5
+
+
+def places(surface: Locator, *shares: tuple[float, float]) -> list[tuple[float, float]]:
+    box = surface.bounding_box()
+    return [
+        (box["x"] + right * box["width"], box["y"] + down * box["height"]) for right, down in shares
+    ]
+
+
+@each_explorer
+def test_without_javascript_the_still_picture_stays(name, visit):
+    tab = visit(name, java_script_enabled=False).tab
+    assert tab.locator("figure img").is_visible()
+    assert tab.locator("figcaption").is_visible()
+    assert tab.locator("button, input").count() == 0
+
+
+SMALL_TARGETS = """el => [...el.querySelectorAll("input, button")]
+  .map(control => control.closest("label") ?? control)
+  .filter(e => e.checkVisibility())
+  .filter(e => Math.min(e.getBoundingClientRect().width, e.getBoundingClientRect().height) < 24)
+  .map(e => e.outerHTML)"""
+
+FREE_SPACE = """stage => stage.getBoundingClientRect().height -
+  stage.firstElementChild.getBoundingClientRect().height"""
+
+FORWARD = """async ([file, inputs]) => {
+  const { networkOf } = await import("./network.js");
+  const network = await networkOf(file);
+  return inputs.map(x => [...network.forward(x)]);
+}"""
+
+
+@each_explorer
+@pytest.mark.parametrize("theme", THEMES)
+def test_everybody_can_use_it_on_a_phone(name, theme, visit):
+    desk = visit(name, width=390, theme=theme, has_touch=True)
+    assert desk.tab.evaluate("document.documentElement.scrollWidth") <= 390
+    small = desk.explorer.evaluate(SMALL_TARGETS)
+    assert small == []
+    rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
+    found = Axe().run(desk.tab, options=rules).response["violations"]
+    assert [(fault["id"], fault["nodes"][0]["html"]) for fault in found] == []
+
+
+@each_explorer
+def test_the_page_does_not_jump_when_it_starts(name, visit):
+    for width in (1280, 390):
+        desk = visit(name, width)
+        free = desk.tab.locator(".explorer-stage").evaluate(FREE_SPACE)
+        assert 0 <= free < 80, f"at {width}: {free}"
+
+
+LOOK = """el => el.innerHTML + [...el.querySelectorAll("canvas")].map(c => c.toDataURL()).join() +
+  [...el.querySelectorAll("input")].map(i => i.value + i.checked).join()"""
+
+
+@each_explorer
+def test_every_control_does_something_by_keyboard(name, visit):
+    desk = visit(name, reduced_motion="reduce")
+    selector = "input, button, [tabindex='0']"
+    for index in range(desk.explorer.locator(selector).count()):
+        control = desk.explorer.locator(selector).nth(index)
+        if not control.is_visible():
+            continue
+        kind = control.evaluate("e => e.type ?? e.tagName")
+        assert control.evaluate("e => e.labels?.[0]?.innerText || e.ariaLabel || e.innerText"), kind
+        before = desk.explorer.evaluate(LOOK)
+        control.focus()
+        checked = kind == "radio" and control.is_checked()
+        desk.tab.keyboard.press(
+            "ArrowRight" if checked or kind not in ("radio", "checkbox", "button") else "Space"
+        )
+        desk.tab.wait_for_timeout(60)
+        assert desk.explorer.evaluate(LOOK) != before, control.evaluate("e => e.outerHTML")
+
+
+def test_the_networks_are_those_of_torch(visit):
+    tab = visit("draw").tab
+    z = torch.randn((20, 2), generator=torch.Generator().manual_seed(0))
+    images = assets.some_digits().images
+    with torch.no_grad():
+        wanted = {
+            "decoder": (z, assets.vae().decoder.network(z)),
+            "encoder": (images, assets.vae().encoder.network(images)),
+        }
+    for name, (inputs, outputs) in wanted.items():
+        found = tab.evaluate(FORWARD, [f"question-{name}{assets.SUFFIX}", inputs.tolist()])
+        assert np.abs(np.array(found) - outputs.numpy()).max() < 1e-2
+
+
+# The KL explorer
+
+
+def test_kl_by_slider_and_pointer_and_finger(visit):
+    desk = visit("kl", has_touch=True)
+    truth = explorers.kl()
+
+    def agree() -> None:
+        truth.mu, truth.sigma = (
+            numbers(desk.explorer.locator("output").nth(i).inner_text())[0] for i in (0, 1)
+        )
+        assert agrees(desk.value("there")[0], truth.kl, 4)
+        assert agrees(desk.value("back")[0], truth.reverse_kl, 4)
+        assert agrees(desk.value("mean")[0], -truth.mu, 2)
+        assert agrees(desk.value("scale")[-1], 1 - truth.sigma**2, 2)
+
+    agree()
+    desk.explorer.get_by_label("mean µ").focus()
+    for _ in range(20):
+        desk.tab.keyboard.press("ArrowLeft")
+    agree()
+    assert truth.mu == 0.8
+    plane = desk.explorer.get_by_role("application")
+    (x, y), end = places(plane, (0.4, 0.7), (0.8, 0.2))
+    desk.tab.mouse.move(x, y)
+    agree()
+    assert truth.mu == 0.8, "the mouse moves the point only while it drags"
+    desk.tab.mouse.down()
+    agree()
+    assert truth.mu < -0.5
+    assert truth.sigma < 0.3
+    desk.tab.mouse.up()
+    scroll = desk.tab.evaluate("scrollY")
+    desk.finger((x, y), end)
+    agree()
+    assert truth.mu > 1
+    assert truth.sigma > 1
+    assert desk.tab.evaluate("scrollY") == scroll
+
+
+def test_kl_follows_the_pull_to_the_prior(visit):
+    desk = visit("kl", reduced_motion="reduce")
+    desk.explorer.get_by_role("button").click()
+    assert desk.value("there") == [0.0], "at once, where motion is to be reduced"
+    desk = visit("kl")
+    desk.explorer.get_by_role("button").click()
+    desk.tab.wait_for_function(
+        "document.querySelector('[data-value=there]').textContent == '0.0000 nats'"
+    )
+
+
+# The latent explorer
+
+
+@pytest.fixture
+def latent_desk(visit) -> tuple[Desk, Callable[[], tuple[float, ...]]]:
+    desk = visit("latent", has_touch=True)
+    truth = explorers.latent()
+
+    def agree() -> tuple[float, ...]:
+        outputs = desk.explorer.locator("output").all_inner_texts()
+        truth.z = tuple(numbers(text)[0] for text in outputs)
+        shown = numbers(desk.explorer.locator(".explorer-line").inner_text())[-1]
+        assert agrees(shown, truth.log_ratio, 2)
+        words = desk.explorer.locator(".explorer-kind").inner_text()
+        assert words.startswith("A hole") == truth.in_hole
+        assert ("ten times" in words) == (truth.log_ratio < -math.log(10))
+        assert np.abs(desk.ink("The picture") - truth.picture.numpy()).max() < 0.003
+        return truth.z
+
+    desk.explorer.hover()
+    desk.tab.wait_for_function("!document.querySelector('.explorer-status').textContent")
+    return desk, agree
+
+
+def test_latent_by_pointer_finger_and_keys(latent_desk):
+    desk, agree = latent_desk
+    plane = desk.explorer.get_by_role("application")
+    for share in [(0.5, 0.5), (0.72, 0.58), (0.03, 0.05), (0.46, 0.9), (0.3, 0.35)]:
+        desk.tab.mouse.move(*places(plane, share)[0])
+        z = agree()
+        assert z == pytest.approx((8 * share[0] - 4, 4 - 8 * share[1]), abs=0.03)
+    scroll = desk.tab.evaluate("scrollY")
+    desk.finger(*places(plane, (0.5, 0.5), (0.55, 0.4), (0.6, 0.3)))
+    assert agree() == pytest.approx((0.8, 1.6), abs=0.05)
+    assert desk.tab.evaluate("scrollY") == scroll
+    plane.focus()
+    desk.tab.keyboard.press("Home")
+    for key in ("ArrowLeft", "ArrowUp", "ArrowUp", "Shift+ArrowDown"):
+        desk.tab.keyboard.press(key)
+    assert agree() == (-0.1, 0.18)
+    desk.explorer.get_by_label("z₂").focus()
+    desk.tab.keyboard.press("ArrowUp")
+    assert agree() == (-0.1, 0.2)
+    assert desk.explorer.get_by_label("z₂").get_attribute("aria-valuetext") == "0.20"
+    desk.tab.wait_for_function(
+        "/z is −0.10, 0.20; the log ratio/"
+        ".test(document.querySelector('[aria-live=polite]').textContent)"
+    )
+
+
+def test_latent_draws_within_a_frame(latent_desk, record_property, say):
+    desk, _ = latent_desk
+    desk.tab.evaluate(
+        """() => { window.times = []; let start;
+          addEventListener("pointermove", () => { start = performance.now() }, true);
+          addEventListener("pointermove", () => times.push(performance.now() - start)); }"""
+    )
+    plane = desk.explorer.get_by_role("application")
+    for i in range(120):
+        desk.tab.mouse.move(*places(plane, (0.2 + i / 200, 0.3 + (i % 17) / 50))[0])
+    times = np.array(desk.tab.evaluate("times"))
+    median, late = np.quantile(times, [0.5, 0.95])
+    say(f"pointer to digit: median {median:.1f} ms, 95th percentile {late:.1f} ms")
+    assert len(times) > 60
+    assert median < 16
+
+
+# Draw an X
+
+
+@pytest.fixture
+def draw_desk(visit) -> tuple[Desk, Callable[[], Explorer]]:
+    desk = visit("draw", has_touch=True)
+    truth = explorers.draw()
+
+    def agree() -> Explorer:
+        seen = desk.ink("X, as the encoder sees it")
+        truth.pixels = "".join(map(str, seen.astype(int)))
+        for shown, computed in zip(desk.value("mean"), truth.posterior.mean.tolist(), strict=True):
+            assert agrees(shown, computed, 2)
+        for shown, computed in zip(
+            desk.value("scale"), truth.posterior.stddev.tolist(), strict=True
+        ):
+            assert agrees(shown, computed, 3)
+        assert agrees(desk.value("kl")[0], truth.kl, 2)
+        assert np.abs(desk.ink("The reconstruction") - truth.picture.numpy()).max() < 0.003
+        return truth
+
+    agree()
+    desk.explorer.hover()
+    desk.tab.wait_for_function("!document.querySelector('.explorer-status').textContent")
+    return desk, agree
+
+
+def test_draw_by_keyboard_picks_test_images(draw_desk):
+    desk, agree = draw_desk
+    desk.explorer.get_by_role("radio", checked=True).focus()
+    for index in (3, 4, 5):
+        desk.tab.keyboard.press("ArrowRight")
+        assert agree().pixels == explorers.as_text(assets.some_digits().images[index])
+
+
+def test_draw_by_pointer_and_finger(draw_desk):
+    desk, agree = draw_desk
+    pad = desk.explorer.locator(".explorer-pad")
+    # A one in the corner of the pad comes out centred and 20 pixels high.
+    top, bottom = places(pad, (0.2, 0.1), (0.2, 0.5))
+    desk.tab.mouse.move(*top)
+    desk.tab.mouse.down()
+    desk.tab.mouse.move(*bottom, steps=8)
+    desk.tab.mouse.up()
+    desk.tab.wait_for_timeout(50)
+    image = agree().image.reshape(28, 28)
+    rows, columns = (torch.nonzero(image.sum(axis)).squeeze(1) for axis in (1, 0))
+    assert 19 <= rows[-1] - rows[0] + 1 <= 21
+    assert (rows.float().mean() - 13.5).abs() <= 1
+    assert (columns.float().mean() - 13.5).abs() <= 1
+    scroll = desk.tab.evaluate("scrollY")
+    desk.finger(*places(pad, (0.5, 0.5), (0.7, 0.3), (0.9, 0.6)))
+    desk.tab.wait_for_timeout(50)
+    assert not torch.equal(agree().image.reshape(28, 28), image)
+    assert desk.tab.evaluate("scrollY") == scroll
+    desk.explorer.get_by_role("button", name="Clear").click()
+    assert agree().image.sum() == 0
+
+
+# The interval explorer
+
+
+def test_interval_by_pointer_finger_and_keys(visit):
+    desk = visit("interval", has_touch=True)
+    truth = explorers.interval()
+    desk.explorer.hover()
+    desk.tab.wait_for_function("!document.querySelector('.explorer-status').textContent")
+    plane = desk.explorer.get_by_role("application")
+
+    def agree() -> float:
+        truth.z = numbers(desk.explorer.locator("output").inner_text())[0]
+        density = truth.density.sum().item()
+        assert agrees(desk.value("density")[0], density, 3)
+        shown = numbers(desk.explorer.locator("[data-value=shares]").inner_text())
+        for digit, share in zip(shown[::2], shown[1::2], strict=True):
+            assert agrees(share, 100 * truth.density[int(digit)].item() / density, 0)
+        assert shown[0] == truth.density.argmax()
+        assert np.abs(desk.ink("The picture") - truth.picture.numpy()).max() < 0.003
+        return truth.z
+
+    for share in (0.001, 0.33, 0.77, 0.999):
+        desk.tab.mouse.move(*places(plane, (share, 0.5))[0])
+        assert agree() == pytest.approx(10 * share, abs=0.02)
+    desk.finger(*places(plane, (0.2, 0.5), (0.5, 0.5)))
+    assert agree() == pytest.approx(5, abs=0.02)
+    plane.focus()
+    for key in ("Home", "ArrowRight", "ArrowRight", "Shift+ArrowLeft"):
+        desk.tab.keyboard.press(key)
+    assert agree() == 5.19
+
+
+def test_the_test_image_on_the_interval_is_the_one_whose_posterior_is_highest(visit):
+    desk = visit("interval")
+    codes = assets.packed_interval()
+    posterior = StretchedBeta(codes["alpha"], codes["beta"])
+    best = posterior.log_prob(torch.tensor(explorers.interval().z)).argmax()
+    shown = desk.ink("A test image")
+    np.testing.assert_array_equal(shown, codes["images"][best].numpy())
+    assert agrees(desk.value("kl")[0], codes["kl"][best].item(), 2)
+
+
+# Through training
+
+
+def test_training_by_slider_and_play(visit):
+    desk = visit("training", reduced_motion="reduce")
+    truth = explorers.training()
+
+    def agree() -> None:
+        for name, measure in truth.measures.items():
+            value, error = desk.value(name)
+            assert agrees(value, measure.value, 3)
+            assert 0 <= error - measure.standard_error < 1e-3, "errors are rounded up"
+
+    agree()
+    epoch = desk.explorer.get_by_label("epoch", exact=True)
+    epoch.focus()
+    for step in (1, 2, 3):
+        desk.tab.keyboard.press("ArrowRight")
+        truth.step = step
+        assert epoch.get_attribute("aria-valuetext") == str(truth.epoch)
+        agree()
+    desk.tab.keyboard.press("End")
+    truth.step = len(history.EPOCHS) - 1
+    agree()
+    desk.explorer.get_by_role("button").click()
+    desk.tab.wait_for_function("document.querySelector('input[type=range]').ariaValueText == '0'")
+    desk.explorer.get_by_role("button", name="Stop").click()
+
+
+def test_the_stored_history_starts_from_a_match_and_ends_at_the_stored_model():
+    stored = history.load()
+    rate, kl = stored["rate"][:, 0], stored["in_sample_kl"][:, 0]
+    assert rate[0] < 0.01 < 5 < rate[-1]
+    assert kl[0] < rate[0] + 0.01
+    assert 0.2 < kl[-1] < 0.35
+    if source() is Source.FALLBACK:
+        return  # the stored codes are of MNIST's test images
+    means, scales = encode(assets.vae(), assets.test_digits().images[:: history.EVERY])
+    torch.testing.assert_close(stored["means"][-1].float(), means, atol=3e-3, rtol=1e-3)
+    torch.testing.assert_close(stored["scales"][-1].float(), scales, atol=1e-3, rtol=1e-3)
+
+
+# As widgets
+
+
+@pytest.fixture
+def lab(tmp_path) -> Iterator[str]:
+    """A JupyterLab with a notebook that shows every explorer; its address."""
+    cells = [
+        "from IPython.display import display\n\nfrom priormatch import explorers\n\n"
+        f"shown = {{name: getattr(explorers, name)() for name in {list(MAKERS)}}}\n"
+        "for explorer in shown.values():\n    display(explorer)",
+        "print({name: getattr(one, one.state[0]) for name, one in shown.items()})",
+        "shown['kl'].mu, shown['latent'].z, shown['draw'].digit = -1.5, (1.0, 1.0), 9\n"
+        "shown['interval'].z, shown['training'].step = 9.5, 4\nprint('all set')",
+    ]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = new_notebook(
+        cells=[new_code_cell(source) for source in cells], metadata={"kernelspec": kernel}
+    )
+    write(notebook, tmp_path / "explorers.ipynb")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        *(sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root"),
+        *(f"--port={port}", f"--ServerApp.root_dir={tmp_path}", "--IdentityProvider.token="),
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+        *("--LabApp.news_url=None", "--LabApp.collaborative=False"),
+    ]
+    folders = ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_WORKSPACES_DIR")
+    environment = os.environ | {name: str(tmp_path / name) for name in folders}
+    log = (tmp_path / "log").open("w+")
+    server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        for _ in range(600):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}/lab/tree/explorers.ipynb"
+    finally:
+        server.terminate()
+        server.wait(20)
+        log.close()
+
+
+def test_explorers_are_widgets_in_jupyterlab(lab, browser: Browser):
+    context = browser.new_context(viewport={"width": 1280, "height": 3_600})
+    tab = context.new_page()
+    tab.set_default_timeout(600_000)  # a busy machine takes its time to encode MNIST
+    tab.goto(lab)
+    editors = tab.locator(".jp-CodeCell .cm-content")
+    editors.nth(2).wait_for()
+    tab.wait_for_selector("[data-status=idle]")
+
+    editors.nth(0).click()
+    tab.keyboard.press("Shift+Enter")
+    tab.wait_for_function(f"document.querySelectorAll('.explorer-live').length == {len(MAKERS)}")
+    assert agrees(
+        numbers(tab.locator(".explorer-kl [data-value=there]").inner_text())[0],
+        explorers.kl().kl,
+        4,
+    )
+    context.close()
