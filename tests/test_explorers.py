@@ -1,16 +1,10 @@
 """The explorers: their traits, their pages, and every control of theirs in a real browser."""
 
-import contextlib
 import functools
 import json
 import math
-import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +14,6 @@ import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup
-from nbformat import write
-from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import Browser, Locator, Page
 from traitlets import TraitError
 
@@ -599,67 +591,3 @@ def test_the_stored_history_starts_from_a_match_and_ends_at_the_stored_model():
     means, scales = encode(assets.vae(), assets.test_digits().images[:: history.EVERY])
     torch.testing.assert_close(stored["means"][-1].float(), means, atol=3e-3, rtol=1e-3)
     torch.testing.assert_close(stored["scales"][-1].float(), scales, atol=1e-3, rtol=1e-3)
-
-
-# As widgets
-
-
-@pytest.fixture
-def lab(tmp_path) -> Iterator[str]:
-    """A JupyterLab with a notebook that shows every explorer; its address."""
-    cells = [
-        "from IPython.display import display\n\nfrom priormatch import explorers\n\n"
-        f"shown = {{name: getattr(explorers, name)() for name in {list(MAKERS)}}}\n"
-        "for explorer in shown.values():\n    display(explorer)",
-        "print({name: getattr(one, one.state[0]) for name, one in shown.items()})",
-        "shown['kl'].mu, shown['latent'].z, shown['draw'].digit = -1.5, (1.0, 1.0), 9\n"
-        "shown['interval'].z, shown['training'].step = 9.5, 4\nprint('all set')",
-    ]
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    notebook = new_notebook(
-        cells=[new_code_cell(source) for source in cells], metadata={"kernelspec": kernel}
-    )
-    write(notebook, tmp_path / "explorers.ipynb")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        *(sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root"),
-        *(f"--port={port}", f"--ServerApp.root_dir={tmp_path}", "--IdentityProvider.token="),
-        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-        *("--LabApp.news_url=None", "--LabApp.collaborative=False"),
-    ]
-    folders = ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_WORKSPACES_DIR")
-    environment = os.environ | {name: str(tmp_path / name) for name in folders}
-    log = (tmp_path / "log").open("w+")
-    server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        for _ in range(600):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                break
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}/lab/tree/explorers.ipynb"
-    finally:
-        server.terminate()
-        server.wait(20)
-        log.close()
-
-
-def test_explorers_are_widgets_in_jupyterlab(lab, browser: Browser):
-    context = browser.new_context(viewport={"width": 1280, "height": 3_600})
-    tab = context.new_page()
-    tab.set_default_timeout(600_000)  # a busy machine takes its time to encode MNIST
-    tab.goto(lab)
-    editors = tab.locator(".jp-CodeCell .cm-content")
-    editors.nth(2).wait_for()
-    tab.wait_for_selector("[data-status=idle]")
-
-    editors.nth(0).click()
-    tab.keyboard.press("Shift+Enter")
-    tab.wait_for_function(f"document.querySelectorAll('.explorer-live').length == {len(MAKERS)}")
-    assert agrees(
-        numbers(tab.locator(".explorer-kl [data-value=there]").inner_text())[0],
-        explorers.kl().kl,
-        4,
-    )
-    context.close()

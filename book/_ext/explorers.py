@@ -56,7 +56,14 @@ def prepare_page(
     names = set(CARRIED.findall(body))
     app.env.explorer_files = getattr(app.env, "explorer_files", set()) | names  # type: ignore[attr-defined]
     app.add_css_file("explorers/explorers.css")
-    app.add_js_file("explorers/start.js", type="module")
+    # A browser loads no module from file://, and says so in its console.
+    start = context["pathto"](f"{STATIC}/start.js", resource=1)
+    load = f'import(new URL("{start}", document.baseURI))'
+    app.add_js_file(
+        None,
+        body='if (location.protocol !== "file:")'
+        f' addEventListener("DOMContentLoaded", () => {load});',
+    )
 
 
 def copy_files(app: Sphinx, exception: Exception | None) -> None:
