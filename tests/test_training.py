@@ -40,6 +40,19 @@ def small_fit(recipe=SMALL, **options):
     return fit(recipe, pictures(), pictures(40, seed=1), progress=False, **options)
 
 
+def stopped_and_resumed(recipe, checkpoint):
+    """Train until the second epoch is over but not saved, and then to the end."""
+
+    def stop(epoch, model):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        small_fit(recipe, checkpoint=checkpoint, after_epoch=stop)
+    assert checkpoint.exists()
+    return small_fit(recipe, checkpoint=checkpoint)
+
+
 def test_same_seed_same_history_and_weights():
     first, second = small_fit(), small_fit()
     assert timeless(first.history) == timeless(second.history)
@@ -113,15 +126,7 @@ def test_the_decay_of_the_average_warms_up():
 def test_an_averaged_training_that_stops_and_resumes_is_never_stopped(tmp_path):
     recipe = dataclasses.replace(SMALL, weight_average=0.9)
     whole = small_fit(recipe)
-    checkpoint = tmp_path / "state.checkpoint"
-
-    def stop(epoch, model):
-        if epoch == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        small_fit(recipe, checkpoint=checkpoint, after_epoch=stop)
-    resumed = small_fit(recipe, checkpoint=checkpoint)
+    resumed = stopped_and_resumed(recipe, tmp_path / "state.checkpoint")
     assert same_weights(resumed.model, whole.model)
     assert timeless(resumed.history) == timeless(whole.history)
 
@@ -291,15 +296,7 @@ def test_a_training_on_the_interval_is_reproducible_and_resumes(tmp_path):
     whole = small_fit(ON_THE_INTERVAL)
     torch.manual_seed(2)
     before = torch.get_rng_state()
-    checkpoint = tmp_path / "state.checkpoint"
-
-    def stop(epoch, model):
-        if epoch == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        small_fit(ON_THE_INTERVAL, checkpoint=checkpoint, after_epoch=stop)
-    resumed = small_fit(ON_THE_INTERVAL, checkpoint=checkpoint)
+    resumed = stopped_and_resumed(ON_THE_INTERVAL, tmp_path / "state.checkpoint")
     assert same_weights(resumed.model, whole.model)
     assert timeless(resumed.history) == timeless(whole.history)
     assert torch.equal(before, torch.get_rng_state())
