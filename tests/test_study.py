@@ -240,10 +240,8 @@ def test_the_stored_study_is_complete():
         assert study._holds(table, recipe), f"{recipe} is not in results/study.csv: run make study"
     assert len(table) == len(STAGES) * len(grid())
     assert (table[[f"{name}_error" for name in MEASURES]] > 0).all(axis=None)
-    # The cells of a model whose cloud outgrows the grid stay empty.
-    plane = table[(table.latent_dimension == 2) & (table.beta >= 1)]
-    measured = plane.groupby(["beta", "stage"])[[f"{name}_error" for name in EXACT]].count()
-    assert (measured >= 3).all(axis=None)
+    plane = table[table.latent_dimension == 2]
+    assert (plane[[f"{name}_error" for name in EXACT]] > 0).all(axis=None)
 
 
 def test_every_stored_training_converged():
