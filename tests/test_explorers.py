@@ -6,23 +6,32 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup
-from playwright.sync_api import Browser, Locator, Page
+from matplotlib.colors import to_rgb
+from playwright.sync_api import Browser, Locator, Page, Route
+from safetensors.torch import load_file, save_file
 from traitlets import TraitError
 
 from priormatch import explorers
-from priormatch.data import Source, source
-from priormatch.explorers import Explorer, assets, history
-from priormatch.mismatch import hole_share
+from priormatch.aggregated import AggregatedPosterior
+from priormatch.data import Digits, Source, binarize, source
+from priormatch.divergences import kl_from_prior_per_dimension
+from priormatch.explorers import Explorer, assets, history, slices
+from priormatch.mismatch import Estimate, hole_share
 from priormatch.models import StretchedBeta
 from priormatch.objectives import encode
+from priormatch.plotting import DIGITS
+from priormatch.results import decimals
+from priormatch.training import Recipe, build
+from priormatch.zoo import FallbackModelError, StaleModelError
 
 MAKERS: dict[str, Callable[..., Explorer]] = {
     "kl": explorers.kl,
@@ -30,6 +39,7 @@ MAKERS: dict[str, Callable[..., Explorer]] = {
     "draw": explorers.draw,
     "interval": explorers.interval,
     "training": explorers.training,
+    "dimensions": explorers.dimensions,
 }
 PACKAGE = Path(explorers.__file__).parent
 
@@ -126,6 +136,167 @@ def test_modules_are_joined_into_one_without_a_name_twice():
         assert re.findall(r"^export .*", module, re.MULTILINE) == ["export default { render };"]
         names = re.findall(r"^(?:async )?(?:const|let|function|class) (\w+)", module, re.MULTILINE)
         assert len(names) == len(set(names))
+
+
+def test_the_explorer_of_dimensions_refuses_what_the_study_has_not(monkeypatch):
+    cells = slices.cells()
+    one = next(iter(cells.values()))
+    some = {(2, 0): one, (2, 3): one, (5, 3): one, (20, 1): one}
+    monkeypatch.setattr(slices, "cells", lambda: some)
+    monkeypatch.setattr(assets, "packed", lambda name: b"")
+    explorer = explorers.dimensions()
+    assert explorer.offers == {"2": [0, 3], "5": [3], "20": [1]}
+    assert (explorer.d, explorer.seed, explorer.pair) == (5, 3, (1, 2))
+    for trait, nonsense in (("d", 10), ("seed", 0), ("pair", (2, 2)), ("pair", (1, 6))):
+        with pytest.raises(TraitError):
+            setattr(explorer, trait, nonsense)
+    explorer.d = 20
+    assert explorer.seed == 1
+    explorer.pair = (20, 7)
+    explorer.d = 2
+    assert (explorer.seed, explorer.pair) == (0, (1, 2))
+    assert explorers.dimensions(d=20, seed=1, pair=(3, 20)).pair == (3, 20)
+
+
+@pytest.fixture
+def small_study(tmp_path) -> tuple[Path, Path]:
+    """A table with rows of a study, and codes of two of its models with three dimensions."""
+    shown = {"stage": "converged", "encoder_depth": 2, "encoder_width": 500, "beta": 1.0}
+    rows, tensors = [], {"labels": torch.arange(4, dtype=torch.uint8)}
+    others = [{"stage": "equal epochs"}, {"encoder_depth": 3}, {"encoder_width": 100}, {"beta": 3}]
+    for seed, change in enumerate([{}, {}, {}, *others]):
+        row = {**shown, **change, "latent_dimension": 3, "seed": seed}
+        for place, name in enumerate(slices.MEASURES):
+            row |= {name: place + seed / 8, f"{name}_error": (place + 1) / 64}
+        row |= {"in_sample_kl_floor": 0.25, "active_units": 2, "python": "3.11"}
+        row |= {"rate_of_dimensions": "0.5 3.25 1.125", "kl_of_dimensions": "0.1 0.3 -0.2"}
+        rows.append(row)
+        if seed != 1:  # the model of one row has not been looked at
+            tensors |= {
+                f"3-{seed}.codes": seed + torch.arange(12).reshape(4, 3).half(),
+                f"3-{seed}.rate": torch.tensor([0.5, 3.25, 1.125]),
+                f"3-{seed}.rate_error": torch.tensor([0.015, 0.03, 0.02]),
+                f"3-{seed}.marginal_kl_error": torch.tensor([0.15, 0.35, 0.25]),
+            }
+    table, file = tmp_path / "study.csv", tmp_path / "codes.safetensors"
+    pd.DataFrame(rows).to_csv(table, index=False)
+    save_file(tensors, file)
+    return table, file
+
+
+def test_cells_are_rows_of_the_table_with_their_codes_sorted_by_rate(small_study):
+    cells = slices.cells(*small_study)
+    assert list(cells) == [(3, 0), (3, 2)]
+    cell = cells[3, 2]
+    for place, (name, bound) in enumerate(slices.MEASURES.items()):
+        floor = 0.25 if name == "in_sample_kl" else None
+        assert cell.measures[name] == Estimate(place + 0.25, (place + 1) / 64, bound, floor)
+    assert cell.active_units == 2
+    assert list(map(str, cell.rates)) == ["3.250 ± 0.030", "1.125 ± 0.020", "0.500 ± 0.015"]
+    assert list(map(str, cell.marginal_kls)) == ["0.30 ± 0.35", "-0.20 ± 0.25", "0.10 ± 0.15"]
+    assert {one.bound for one in cell.marginal_kls} == {"lower"}
+    assert cell.codes[1].tolist() == [6, 7, 5]
+
+
+def test_a_page_reads_the_cells_of_one_number_of_dimensions(small_study):
+    tensors = slices.packed(3, *small_study)
+    assert tensors["seeds"].tolist() == [0, 2]
+    assert tensors["dimensions"].tolist() == [1, 2, 3]
+    assert tensors["labels"].tolist() == [0, 1, 2, 3]
+    assert tensors["codes"].dtype == torch.float16
+    assert tensors["codes"][1, :, 1].tolist() == [6, 7, 5]
+    assert tensors["rates"][1, 0].tolist() == pytest.approx([3.25, 0.03])
+    assert tensors["marginal_kls"][0, 1].tolist() == pytest.approx([-0.2, 0.25])
+    assert tensors["total_correlation"].tolist() == [[4.0, 5 / 64], [4.25, 5 / 64]]
+    assert tensors["floor"].tolist() == [0.25, 0.25]
+    assert tensors["active_units"].tolist() == [2, 2]
+    assert slices.packed(5, *small_study) == {}
+    some = slices.pack({2: slices.cells(*small_study)[3, 2]}, (3, 1), tensors["labels"])
+    assert some["codes"][0, :, 1].tolist() == [5, 6]
+    assert some["rates"][0].tolist() == [tensors["rates"][1, place].tolist() for place in (2, 0)]
+
+
+def test_codes_of_other_models_than_the_tables_are_refused(small_study):
+    table, file = small_study
+    stored = load_file(file)
+    stored["3-2.rate"] *= 1.01
+    save_file(stored, file)
+    with pytest.raises(StaleModelError, match=r"explorers\.slices"):
+        slices.cells(table, file)
+
+
+@pytest.fixture
+def small_digits(monkeypatch):
+    """Random images in place of MNIST's."""
+    generator = torch.Generator().manual_seed(0)
+    parts = {
+        part: Digits(torch.rand((size, 784), generator=generator), torch.arange(size) % 10)
+        for part, size in {"train": 400, "test": 100}.items()
+    }
+    monkeypatch.setattr(slices, "load_mnist", parts.get)
+    slices._pixels.cache_clear()
+    yield parts
+    slices._pixels.cache_clear()
+
+
+def test_a_look_at_a_model(small_digits):
+    vae = build(Recipe(latent_dimension=3, encoder_width=20, decoder_width=8)).eval()
+    look = slices.look(vae)
+    train, test = (
+        encode(vae, binarize(small_digits[part].images, torch.Generator().manual_seed(0)))
+        for part in ("train", "test")
+    )
+    noise = torch.randn(test[0].shape, generator=torch.Generator().manual_seed(0))
+    codes = test[0] + test[1] * noise
+    torch.testing.assert_close(look["codes"], codes[::20].half(), atol=2e-3, rtol=1e-3)
+    kl = kl_from_prior_per_dimension(train[0], 2 * train[1].log())
+    torch.testing.assert_close(look["rate"], kl.mean(0))
+    torch.testing.assert_close(look["rate_error"], kl.std(0) / math.sqrt(400))
+    mixture = AggregatedPosterior(*train)
+    for j, error in enumerate(look["marginal_kl_error"].tolist()):
+        gain = mixture.marginal(j).log_prob(codes[:, [j]]) + 0.5 * codes[:, j] ** 2
+        assert error == pytest.approx((gain.std() / 10).item(), rel=1e-3)
+
+
+def test_looks_are_stored_of_the_models_of_the_table_alone(
+    small_digits, small_study, tmp_path, monkeypatch
+):
+    shown = [Recipe(latent_dimension=3, encoder_width=8, seed=seed) for seed in (0, 3)]
+    models = {recipe.seed: build(recipe) for recipe in shown}
+    monkeypatch.setattr(slices, "source", lambda: Source.FULL)
+    monkeypatch.setattr(
+        slices.study, "trained", lambda recipe, folder: ({"converged": models[recipe.seed]}, [])
+    )
+    file = tmp_path / "looks.safetensors"
+    slices.store(shown, small_study[0], tmp_path, file)
+    stored = load_file(file)
+    assert stored["labels"].tolist() == [0] * 5
+    look = slices.look(models[0])
+    assert {f"3-0.{name}" for name in look} | {"labels"} == set(stored)
+    for name, values in look.items():
+        torch.testing.assert_close(stored[f"3-0.{name}"], values)
+    monkeypatch.setattr(slices, "source", lambda: Source.FALLBACK)
+    with pytest.raises(FallbackModelError):
+        slices.store(shown, small_study[0], tmp_path, file)
+
+
+def test_the_recipes_that_are_shown_differ_in_dimensions_and_seed_alone():
+    found = slices.recipes()
+    assert {recipe.seed for recipe in found} == set(range(5))
+    assert {recipe.latent_dimension for recipe in found} <= set(slices.DIMENSIONS)
+    base = replace(found[0], latent_dimension=2, seed=0)
+    assert {replace(recipe, latent_dimension=2, seed=0) for recipe in found} == {base}
+    assert (base.encoder_depth, base.encoder_width, base.beta) == (2, 500, 1.0)
+
+
+def test_the_stored_codes_are_of_the_tables_models():
+    for (latent, _), cell in slices.cells().items():
+        assert cell.codes.shape == (len(slices.labels()), latent)
+        rates = [rate.value for rate in cell.rates]
+        assert rates == sorted(rates, reverse=True)
+        assert sum(rates) == pytest.approx(cell.measures["train_rate"].value, rel=1e-3)
+        sum_of_kls = sum(one.value for one in cell.marginal_kls)
+        assert sum_of_kls == pytest.approx(cell.measures["dimension_wise_kl"].value, abs=1e-3)
 
 
 # On a page without a kernel
@@ -591,3 +762,177 @@ def test_the_stored_history_starts_from_a_match_and_ends_at_the_stored_model():
     means, scales = encode(assets.vae(), assets.test_digits().images[:: history.EVERY])
     torch.testing.assert_close(stored["means"][-1].float(), means, atol=3e-3, rtol=1e-3)
     torch.testing.assert_close(stored["scales"][-1].float(), scales, atol=1e-3, rtol=1e-3)
+
+
+# More latent dimensions
+
+
+@pytest.fixture
+def dimensions_desk(visit) -> tuple[Desk, Callable[..., None]]:
+    desk = visit("dimensions", has_touch=True)
+    truth = explorers.dimensions()
+
+    def agree(**state: object) -> None:
+        for name, value in state.items():
+            setattr(truth, name, value)
+        desk.tab.wait_for_function(
+            f"document.querySelector('.explorer-heading').textContent == "
+            f"'The training with d = {truth.d} and seed {truth.seed}:'"
+        )
+        shown = {
+            cell.get_attribute("data-value"): cell.inner_text().replace("\u2212", "-")
+            for cell in desk.explorer.locator("[data-value]").all()
+        }
+        cell = truth.cell
+        shares = ("hole_share", "classifier_accuracy")
+        expected = {
+            name: str(estimate) + (" nats" if name not in shares else "")
+            for name, estimate in truth.measures.items()
+        }
+        in_sample = truth.measures["in_sample_kl"]
+        digits = decimals(in_sample.standard_error, 2)
+        expected |= {
+            "floor": f"{in_sample.floor:.{digits}f} nats",
+            "active_units": f"{cell.active_units} of {truth.d}",
+        }
+        plane = cell.codes[:, [dimension - 1 for dimension in truth.pair]]
+        outside = int((plane.abs() > assets.LIMIT).any(1).sum())
+        expected["outside"] = f"{outside} of 500 codes lie outside the frame"
+        for axis, dimension in enumerate(truth.pair):
+            expected |= {
+                f"rate_{axis}": f"{cell.rates[dimension - 1]} nats",
+                f"marginal_kl_{axis}": f"{cell.marginal_kls[dimension - 1]} nats",
+            }
+        assert shown == expected
+        words = f"dimensions {truth.pair[0]} and {truth.pair[1]} of {truth.d}, seed {truth.seed}"
+        picture = desk.explorer.get_by_role("img", name="Codes of")
+        assert picture.get_attribute("aria-label") == f"Codes of 500 test images in latent {words}"
+        for way, dimension in zip(("across", "up"), truth.pair, strict=True):
+            axis = desk.explorer.get_by_label(f"dimension {way}")
+            assert axis.get_attribute("aria-valuetext") == f"{dimension} of {truth.d}"
+
+    agree()
+    return desk, agree
+
+
+def option(desk: Desk, legend: str, value: object) -> Locator:
+    """Return an option of a group; what does nothing, where there is nothing to choose."""
+    group = desk.explorer.get_by_role("radiogroup", name=legend, exact=True)
+    chosen = group.get_by_role("radio", name=str(value), exact=True)
+    return chosen if group.count() else desk.explorer.locator(".explorer-heading")
+
+
+def test_dimensions_by_pointer_and_keys(dimensions_desk):
+    desk, agree = dimensions_desk
+    for d, seeds in explorers.dimensions().offers.items():
+        option(desk, "d", d).click()
+        for seed in seeds:
+            option(desk, "seed", seed).click()
+            agree(d=int(d), seed=seed)
+    across = desk.explorer.get_by_label("dimension across")
+    across.focus()
+    desk.tab.keyboard.press("ArrowRight")
+    agree(pair=(2, 1))  # a dimension that is taken changes places
+    desk.tab.keyboard.press("End")
+    agree(pair=(int(d), 1))
+
+
+def test_the_first_dimensions_of_the_widest_model_by_finger(dimensions_desk):
+    desk, agree = dimensions_desk
+    d = max(map(int, explorers.dimensions().offers))
+    desk.finger(*places(option(desk, "d", d), (0.5, 0.5)))
+    agree(d=d)
+    up = desk.explorer.get_by_label("dimension up")
+    desk.finger(*places(up, (0.5, 0.5), (0.8, 0.5), (0.999, 0.5)))
+    agree(pair=(1, d))
+    desk.tab.wait_for_function(
+        f"/Latent dimensions 1 and {d} of {d}, seed 0: rates/"
+        ".test(document.querySelector('[aria-live=polite]').textContent)"
+    )
+
+
+# The colours of the uppermost canvas at shares of its width and height.
+COLOURS = """(canvas, places) => {
+  const { width, height } = canvas;
+  const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
+  return places.map(([x, y]) => {
+    const pixel = Math.floor(y * height) * width + Math.floor(x * width);
+    return [...data.subarray(4 * pixel, 4 * pixel + 4)];
+  });
+}"""
+
+
+def test_the_codes_lie_where_they_are_in_the_chosen_plane(dimensions_desk):
+    desk, agree = dimensions_desk
+    desk.explorer.get_by_label("dimension across").press("ArrowRight")
+    agree(pair=(2, 1))
+    codes = explorers.dimensions().cell.codes.float()[:, [1, 0]]
+    alone = torch.cdist(codes, codes).fill_diagonal_(9).amin(1) > 0.2
+    inside = codes.abs().amax(1) < 3.9
+    chosen = (alone & inside).nonzero()[:, 0]
+    assert len(chosen) > 20
+    shares = [[(4 + x) / 8, (4 - y) / 8] for x, y in codes[chosen].tolist()]
+    found = desk.explorer.get_by_role("img", name="Codes of").evaluate(COLOURS, shares)
+    colours = [to_rgb(DIGITS.colors[label]) for label in slices.labels()[chosen]]
+    wanted = [[round(255 * channel) for channel in colour] + [255] for colour in colours]
+    assert np.abs(np.array(found) - np.array(wanted)).max() <= 1
+
+
+def test_dimensions_load_nothing_before_they_are_touched_and_then_what_is_chosen(visit):
+    desk = visit("dimensions")
+    asked: list[str] = []
+    desk.tab.on("request", lambda request: asked.append(request.url.rsplit("/", 1)[1]))
+    desk.tab.reload()
+    desk.tab.wait_for_selector("figure[data-alive]")
+    desk.tab.wait_for_timeout(200)
+    assert [name for name in asked if name.endswith(assets.SUFFIX)] == []
+    assert "dimensions.js" in asked, "requests are seen"
+    desk.explorer.hover()
+    wanted = [explorers.dimensions().d]
+    for d in map(int, explorers.dimensions().offers):
+        option(desk, "d", d).click()
+        wanted += [d] if d not in wanted else []
+        desk.tab.wait_for_function(
+            f"document.querySelector('.explorer-heading').textContent.includes('d = {d} and')"
+        )
+    files = [f"dimension-codes-{d}{assets.SUFFIX}" for d in wanted]
+    assert [name for name in asked if name.endswith(assets.SUFFIX)] == files
+
+
+def test_a_file_that_does_not_come_leaves_no_wrong_numbers_unsaid(visit):
+    desk = visit("dimensions")
+    waiting: list[Route] = []
+    desk.tab.route("**/dimension-codes-*", lambda route: waiting.append(route))
+    desk.explorer.hover()
+    heading = desk.explorer.locator(".explorer-heading")
+    desk.tab.wait_for_function(
+        "document.querySelector('.explorer-heading').textContent.startsWith('Loading d = ')"
+    )
+    for route in waiting:
+        route.continue_()
+    desk.tab.wait_for_function(
+        "document.querySelector('.explorer-heading').textContent.startsWith('The training')"
+    )
+    assert heading.inner_text().endswith("seed 0:")
+
+
+# Stands in for a notebook, where codes come with the widget and nothing is brought by the page.
+IN_A_NOTEBOOK = """async ([traits, trait, file]) => {
+  traits[trait] = new DataView(await (await fetch(file)).arrayBuffer());
+  const model = { get: (name) => traits[name], on() {} };
+  const { default: explorer } = await import("./dimensions.js");
+  const el = document.createElement("div");
+  document.querySelector("main").append(el);
+  await explorer.render({ model, el });
+}"""
+
+
+def test_dimensions_in_a_notebook_start_from_what_came_with_the_widget(visit):
+    truth = explorers.dimensions()
+    traits = {name: getattr(truth, name) for name in truth.state} | {"pair": (2, 1)}
+    codes = f"codes_{truth.d}"
+    tab = visit("dimensions").tab
+    tab.evaluate(IN_A_NOTEBOOK, [traits, codes, truth.carried[codes] + assets.SUFFIX])
+    shown = tab.locator(".explorer-live").last.locator("[data-value=rate_0]")
+    tab.wait_for_timeout(300)
+    assert shown.inner_text() == f"{truth.cell.rates[1]} nats"

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
 from priormatch.divergences import kl_from_prior_per_dimension, kl_to_prior_per_dimension
-from priormatch.explorers import assets, history, stills
+from priormatch.explorers import assets, history, slices, stills
 from priormatch.mismatch import Estimate
 from priormatch.models import INTERVAL
 
@@ -432,6 +432,119 @@ class TrainingExplorer(Explorer):
         return stills.training(history.load())
 
 
+class DimensionsExplorer(Explorer):
+    """Choose how many latent dimensions, one training, and any two dimensions of its codes.
+
+    The latent dimensions of a training are sorted by their rate: the first is the most used.
+
+    Attributes:
+        d: Number of latent dimensions, one of `offers`.
+        seed: Which of its trainings.
+        pair: Two different latent dimensions, counted from 1.
+        offers: The seeds that the study has, by the number of latent dimensions.
+
+    Introduced in "More latent dimensions".
+    """
+
+    module = "dimensions"
+    caption = (
+        "Choose the number d of latent dimensions, one training by its seed, and any two of its "
+        "dimensions, sorted by their rate. Each dot is a draw of the posterior of one of 500 test "
+        "images; the circles hold 50, 90 and 99 % of the mass of N(0, I) in this plane. A match "
+        "would have a joint bound of 0, a hole share of 0.01 and a classifier accuracy of 0.5. "
+        "Standard errors are over images and draws, of this one training; another seed is another."
+    )
+    alt = (
+        "Planes side by side, from few latent dimensions to many: codes of test images in the two "
+        "dimensions that are used most, coloured by digit, over three circles of N(0, I). Above "
+        "each stands how far the codes are from N(0, I) at least, in all dimensions together."
+    )
+    heights = ("34rem", "61rem")
+    state = ("d", "seed", "pair", "offers")
+    carried: ClassVar[dict[str, str]] = {
+        f"codes_{latent}": f"dimension-codes-{latent}" for latent in slices.DIMENSIONS
+    }
+
+    d = traitlets.Int().tag(sync=True)
+    seed = traitlets.Int().tag(sync=True)
+    pair = traitlets.Tuple(traitlets.Int(), traitlets.Int(), default_value=(1, 2)).tag(sync=True)
+    offers = traitlets.Dict(read_only=True).tag(sync=True)
+    codes_2 = traitlets.Bytes().tag(sync=True)
+    codes_3 = traitlets.Bytes().tag(sync=True)
+    codes_5 = traitlets.Bytes().tag(sync=True)
+    codes_10 = traitlets.Bytes().tag(sync=True)
+    codes_20 = traitlets.Bytes().tag(sync=True)
+    codes_50 = traitlets.Bytes().tag(sync=True)
+
+    @traitlets.default("offers")
+    def _what_the_study_has(self) -> dict[str, list[int]]:
+        offers: dict[str, list[int]] = {}  # JSON has no numbers for keys
+        for latent, seed in slices.cells():
+            offers.setdefault(str(latent), []).append(seed)
+        return offers
+
+    @traitlets.default("d")
+    def _ten_if_there(self) -> int:
+        return max(latent for latent in map(int, self.offers) if latent <= 10)
+
+    @traitlets.default("seed")
+    def _first_seed(self) -> int:
+        return self.offers[str(self.d)][0]
+
+    @traitlets.validate("d")
+    def _offered(self, proposal: dict[str, Any]) -> int:
+        if str(proposal["value"]) not in self.offers:
+            raise traitlets.TraitError(f"d is one of {', '.join(self.offers)}")
+        return proposal["value"]
+
+    @traitlets.validate("seed")
+    def _trained(self, proposal: dict[str, Any]) -> int:
+        if proposal["value"] not in self.offers[str(self.d)]:
+            raise traitlets.TraitError(f"seed is one of {self.offers[str(self.d)]}")
+        return proposal["value"]
+
+    @traitlets.validate("pair")
+    def _different(self, proposal: dict[str, Any]) -> tuple[int, int]:
+        first, second = proposal["value"]
+        if first == second or not {first, second} <= set(range(1, self.d + 1)):
+            raise traitlets.TraitError(f"pair is two different dimensions from 1 to {self.d}")
+        return proposal["value"]
+
+    @traitlets.observe("d")
+    def _stay_inside(self, change: dict[str, Any]) -> None:
+        if self.seed not in self.offers[str(self.d)]:
+            self.seed = self._first_seed()
+        if max(self.pair) > self.d:
+            self.pair = (1, 2)
+
+    @property
+    def cell(self) -> slices.Cell:
+        """The training shown, with its measures and codes."""
+        return slices.cells()[self.d, self.seed]
+
+    @property
+    def measures(self) -> dict[str, Estimate]:
+        """The measures shown, by their names in the study: nats, and shares."""
+        return self.cell.measures
+
+    def still(self) -> bytes:
+        """Return the still picture, a PNG."""
+        latents = [*map(int, self.offers)]
+        some = [latents[i] for i in sorted({0, len(latents) // 2, len(latents) - 1})]
+        shown = {latent: slices.cells()[latent, self.offers[str(latent)][0]] for latent in some}
+        return stills.dimensions(
+            {latent: cell.codes for latent, cell in shown.items()},
+            slices.labels().long(),
+            {latent: cell.measures["density_bound"] for latent, cell in shown.items()},
+        )
+
+    def first_look(self) -> dict[str, object]:
+        """Return what the chosen training shows in the chosen plane."""
+        small = slices.pack({self.seed: self.cell}, self.pair, slices.labels())
+        look = base64.b64encode(assets.zipped(small)).decode()
+        return {"look": f"data:application/gzip;base64,{look}"}
+
+
 def as_text(image: Float[Tensor, " pixels"]) -> str:
     """Return binary pixels as characters."""
     return "".join("1" if pixel else "0" for pixel in image.tolist())
@@ -465,3 +578,8 @@ def interval(**state: Any) -> IntervalExplorer:
 def training(**state: Any) -> TrainingExplorer:
     """Return the explorer of the training; its traits can be given by name."""
     return TrainingExplorer(**state)
+
+
+def dimensions(**state: Any) -> DimensionsExplorer:
+    """Return the explorer of latent dimensions; its traits can be given by name."""
+    return DimensionsExplorer(**state)

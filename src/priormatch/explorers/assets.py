@@ -19,7 +19,7 @@ from torch.distributions import Independent, kl_divergence
 from priormatch import zoo
 from priormatch.aggregated import AggregatedPosterior
 from priormatch.data import Digits, binarize, load_mnist
-from priormatch.explorers import history
+from priormatch.explorers import history, slices
 from priormatch.interval import density_by_digit
 from priormatch.models import INTERVAL, VAE
 from priormatch.objectives import encode
@@ -236,6 +236,10 @@ FILES: Final[dict[str, Callable[[], dict[str, Tensor]]]] = {
     "question-history": history.load,
     "interval-decoder": lambda: packed_weights(vae("interval").decoder),
     "interval-codes": packed_interval,
+    **{
+        f"dimension-codes-{latent}": functools.partial(slices.packed, latent)
+        for latent in slices.DIMENSIONS
+    },
 }
 """What there is to carry, by the name of its file."""
 
@@ -247,5 +251,10 @@ def packed(name: str) -> bytes:
     Raises:
         KeyError: There is no such file.
     """
-    tensors = {key: tensor.contiguous() for key, tensor in FILES[name]().items()}
-    return gzip.compress(save(tensors), mtime=0)
+    return zipped(FILES[name]())
+
+
+def zipped(tensors: dict[str, Tensor]) -> bytes:
+    """Return tensors as a zipped safetensors file."""
+    contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+    return gzip.compress(save(contiguous), mtime=0)

@@ -87,6 +87,19 @@ export function saver(model) {
   };
 }
 
+/** Return what sets a trait of that name. */
+export function setter(model) {
+  const save = saver(model);
+  return (name) => (value) => {
+    model.set(name, value);
+    save();
+  };
+}
+
+/** Return the cells of a table that hold values, by name. */
+export const valueCells = (names, tag = "dd") =>
+  Object.fromEntries(names.map((name) => [name, make(tag, { class: "explorer-value", "data-value": name })]));
+
 /** Call `move(x, y)` in shares of the surface's size: for a mouse that hovers, or a finger that drags. */
 export function follow(surface, move, { hover = true } = {}) {
   const report = (event) => {

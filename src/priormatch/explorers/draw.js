@@ -1,5 +1,5 @@
 // Draw an X or pick one; the encoder answers with Q(z|X), and the decoder draws what it says.
-import { announcer, begin, button, choice, digitCanvas, make, number, onThemeChange, pictureOf, saver, whenWanted } from "./controls.js";
+import { announcer, begin, button, choice, digitCanvas, make, number, onThemeChange, pictureOf, saver, valueCells, whenWanted } from "./controls.js";
 import { networkOf, sigmoid, tensorsOf } from "./network.js";
 import { colourKey, fieldOf, Plane } from "./plane.js";
 
@@ -121,8 +121,7 @@ async function render({ model, el }) {
       plane.lens(answer.mean, answer.scale, quilt, POSTERIOR);
     },
   );
-  plane.top.classList.remove("explorer-surface");
-  plane.top.setAttribute("role", "img");
+  plane.asPicture();
 
   const setPixels = (pixels, digit) => {
     model.set("digit", digit);
@@ -145,7 +144,7 @@ async function render({ model, el }) {
     change: (i) => setPixels(images[i], i),
   });
   picker.node.classList.add("explorer-pictures");
-  const values = Object.fromEntries(["mean", "scale", "kl"].map((name) => [name, make("dd", { class: "explorer-value", "data-value": name })]));
+  const values = valueCells(["mean", "scale", "kl"]);
 
   const show = () => {
     const pixels = model.get("pixels");

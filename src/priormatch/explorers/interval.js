@@ -1,5 +1,5 @@
 // Slide z along (0, 10): the decoded digit, and whose posterior lies there.
-import { announcer, arrows, begin, digitCanvas, follow, make, number, pictureOf, saver, slider, whenWanted } from "./controls.js";
+import { announcer, arrows, begin, digitCanvas, follow, make, number, pictureOf, saver, slider, valueCells, whenWanted } from "./controls.js";
 import { networkOf, sigmoid, tensorsOf } from "./network.js";
 import { DIGIT_COLOURS, digitLegend } from "./plane.js";
 
@@ -49,7 +49,7 @@ async function render({ model, el }) {
   const test = digitCanvas("", "explorer-digit");
   const status = make("p", { class: "explorer-status" });
   const note = make("p", { class: "explorer-note" });
-  const values = Object.fromEntries(["density", "shares", "kl"].map((name) => [name, make("dd", { class: "explorer-value", "data-value": name })]));
+  const values = valueCells(["density", "shares", "kl"]);
   const move = (z) => {
     model.set("z", Math.round(Math.min(LENGTH - STEP, Math.max(STEP, z)) / STEP) / 100);
     save();

@@ -1,5 +1,5 @@
 // Move the mean and the scale of a posterior; see what the KL term costs and where it pulls.
-import { announcer, arrows, begin, button, follow, make, number, reducedMotion, saver, slider } from "./controls.js";
+import { announcer, arrows, begin, button, follow, make, number, reducedMotion, saver, slider, valueCells } from "./controls.js";
 
 const MEAN = 3; // means from -3 to 3
 const LOW = Math.log(0.05), HIGH = Math.log(3); // logarithms of scales
@@ -133,7 +133,7 @@ function render({ model, el }) {
     mu: slider({ label: "mean µ", min: -MEAN, max: MEAN, step: 0.01, say: (mean) => number(mean, 2), input: (mean) => byHand(mean, model.get("sigma")) }),
     sigma: slider({ label: "scale σ", min: LOW, max: HIGH, step: 0.01, say: (log) => number(Math.exp(log), 3), input: (log) => byHand(model.get("mu"), Math.exp(log)) }),
   };
-  const values = Object.fromEntries(["there", "back", "mean", "scale"].map((name) => [name, make("dd", { class: "explorer-value", "data-value": name })]));
+  const values = valueCells(["there", "back", "mean", "scale"]);
   const table = make("dl", { class: "explorer-table" },
     make("dt", {}, "KL(Q‖p)"), values.there, make("dt", {}, "KL(p‖Q)"), values.back,
     make("dt", {}, "pull on µ, −µ"), values.mean, make("dt", {}, "pull on ln σ, 1 − σ²"), values.scale);

@@ -1,5 +1,5 @@
 // Point at a code, and the decoder draws its digit.
-import { announcer, arrows, begin, checkbox, choice, digitCanvas, follow, make, number, pictureOf, saver, slider, whenWanted } from "./controls.js";
+import { announcer, arrows, begin, checkbox, choice, digitCanvas, follow, make, number, pictureOf, setter, slider, whenWanted } from "./controls.js";
 import { networkOf, sigmoid, tensorsOf } from "./network.js";
 import { colourKey, digitLegend, fieldOf, LIMIT, Plane, snap, STEPS } from "./plane.js";
 
@@ -16,7 +16,7 @@ function describe({ thinner, tenTimes, hole }) {
 async function render({ model, el }) {
   const field = await fieldOf(model.get("field"));
   begin(el, "latent");
-  const save = saver(model);
+  const set = setter(model);
   const pictures = new Map();
   let decoder = null, codes = null;
 
@@ -47,14 +47,7 @@ async function render({ model, el }) {
   const kind = make("p", { class: "explorer-kind" });
   const say = announcer(el);
 
-  const move = (z) => {
-    model.set("z", snap(z));
-    save();
-  };
-  const set = (name) => (value) => {
-    model.set(name, value);
-    save();
-  };
+  const move = (z) => set("z")(snap(z));
   const sliders = [0, 1].map((j) => slider({
     label: ["z₁", "z₂"][j],
     min: -LIMIT, max: LIMIT, step: 1 / STEPS,

@@ -124,6 +124,18 @@ export class Plane {
     new ResizeObserver(() => this.resize()).observe(this.base);
   }
 
+  /** Make it a picture that answers no pointer; its `aria-label` says what is seen. */
+  asPicture() {
+    this.top.classList.remove("explorer-surface");
+    this.top.setAttribute("role", "img");
+  }
+
+  /** Name the axes. */
+  name(right, up) {
+    this.node.querySelector(".explorer-ticks-right").children[2].textContent = right;
+    this.node.querySelector(".explorer-ticks-up").children[2].textContent = up;
+  }
+
   resize() {
     const pixels = Math.round(this.base.clientWidth * Math.min(2, devicePixelRatio));
     if (!pixels || pixels === this.base.width) return;

@@ -6,7 +6,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch.distributions import Normal
 
 from priormatch import plotting
 from priormatch.divergences import kl_from_prior_per_dimension
+from priormatch.mismatch import Estimate
 from priormatch.plotting import POSTERIOR
 
 
@@ -112,5 +113,23 @@ def training(history: dict[str, Tensor]) -> bytes:
             ax.get_legend().remove()
             plotting.prior_circles(plotting.latent_plane(ax), masses=[0.99])
             ax.set_title(f"epoch {epochs[step]}")
+            ax.label_outer()
+        return png(figure)
+
+
+def dimensions(
+    codes: dict[int, Float[Tensor, "examples latent"]],
+    labels: Int[Tensor, " examples"],
+    bounds: dict[int, Estimate],
+) -> bytes:
+    """Draw codes in their two most used latent dimensions, with the joint bound of all of them."""
+    with plt.rc_context():
+        plotting.use_style()
+        figure, axes = plt.subplots(1, len(codes), figsize=(6.4, 2.7), squeeze=False, sharey=True)
+        for ax, latent in zip(axes[0], codes, strict=True):
+            plotting.codes_by_digit(ax, codes[latent][:, :2].float(), labels)
+            ax.get_legend().remove()
+            plotting.prior_circles(plotting.latent_plane(ax))
+            ax.set_title(f"d = {latent}: {bounds[latent]} nats", fontsize="small")
             ax.label_outer()
         return png(figure)

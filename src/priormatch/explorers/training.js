@@ -1,5 +1,5 @@
 // Go through the training: the cloud of codes, the rate, and the mismatch at chosen epochs.
-import { announcer, begin, button, choice, make, number, reducedMotion, saver, slider } from "./controls.js";
+import { announcer, begin, button, choice, make, number, reducedMotion, setter, slider, valueCells } from "./controls.js";
 import { tensorsOf } from "./network.js";
 import { digitLegend, Plane } from "./plane.js";
 
@@ -36,7 +36,7 @@ const roundedUp = (error) => Math.ceil(1000 * error) / 1000;
 async function render({ model, el }) {
   const history = await tensorsOf(model.get("history"));
   begin(el, "training");
-  const save = saver(model);
+  const set = setter(model);
   const say = announcer(el);
   const { epochs, labels } = history;
   const last = epochs.length - 1, pairs = 2 * labels.length;
@@ -54,18 +54,13 @@ async function render({ model, el }) {
       else plane.dots(between(history[model.get("points")]), labels, 2.2);
     },
   );
-  plane.top.classList.remove("explorer-surface");
-  plane.top.setAttribute("role", "img");
+  plane.asPicture();
 
   const value = (name, step, k = 0) => history[name][2 * step + k];
   const series = (name) => Array.from(epochs, (_, i) => value(name, i));
   const rate = curve("The rate over the epochs", epochs, [series("rate")], 8);
   const mismatch = curve("The mismatch over the epochs, bounded from both sides", epochs, [series("in_sample_kl"), series("held_out_kl")], 1.5);
-  const values = Object.fromEntries(["rate", "in_sample_kl", "held_out_kl"].map((name) => [name, make("span", { class: "explorer-value", "data-value": name })]));
-  const set = (name) => (to) => {
-    model.set(name, to);
-    save();
-  };
+  const values = valueCells(["rate", "in_sample_kl", "held_out_kl"], "span");
   const range = slider({ label: "epoch", min: 0, max: last, step: 1, say: (step) => String(epochs[step]), input: set("step") });
   const points = choice({
     legend: "Codes as",
