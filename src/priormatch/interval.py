@@ -28,10 +28,11 @@ from priormatch.data import Digits, Part, Source, binarize, load_mnist, source
 from priormatch.mismatch import Estimate, average
 from priormatch.models import VAE, draw
 from priormatch.objectives import bound_parts_in_chunks
+from priormatch.stored import RESULTS
 from priormatch.training import Epoch, Recipe
 
-TABLE = Path(__file__).parents[2] / "results" / "interval.jsonl"
-"""The stored table, in a checkout of the book: a line of JSON for each model."""
+TABLE = RESULTS / "interval.jsonl"
+"""The stored table: a line of JSON for each model."""
 
 SEEDS = range(5)
 BINS = 100

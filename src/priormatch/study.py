@@ -59,10 +59,11 @@ from priormatch.mismatch import (
 )
 from priormatch.models import VAE, draw
 from priormatch.objectives import bound_parts_in_chunks, encode
+from priormatch.stored import RESULTS
 from priormatch.training import Epoch, Recipe, fit
 
-TABLE = Path(__file__).parents[2] / "results" / "study.csv"
-"""The stored study, in a checkout of the book."""
+TABLE = RESULTS / "study.csv"
+"""The stored study."""
 
 MODELS = TABLE.with_name("study-models")
 """The trained models of the study: kept, so that a new measure needs no new training."""

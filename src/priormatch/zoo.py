@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 
 from priormatch.data import Source, load_mnist, source
 from priormatch.models import VAE
+from priormatch.stored import RESULTS
 from priormatch.training import Epoch, Recipe, Trained, build, fit
 
-STORE = Path(__file__).parents[2] / "results" / "models"
-"""Where the stored models are, in a checkout of the book."""
+STORE = RESULTS / "models"
+"""Where the stored models are."""
 
 _ON_A_LINE: dict[str, Any] = {
     "latent_dimension": 1,

@@ -25,7 +25,7 @@ from priormatch.objectives import encode
 from priormatch.training import fit
 
 STORED = zoo.STORE / "question-history.safetensors"
-"""The stored history, in a checkout of the book."""
+"""The stored history."""
 
 NAME = "question"
 EPOCHS = (0, 1, 2, 3, 5, 8, 13, 20, 35, 50, 70, 100)

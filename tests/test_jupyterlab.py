@@ -1,0 +1,216 @@
+"""The explorers as widgets: in a real JupyterLab with a kernel, from the browser and from Python.
+
+What the widgets carry is made here once and read by the kernel from files: encoding MNIST again is
+not what is tested, and would take most of the time.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from nbformat import write
+from nbformat.v4 import new_code_cell, new_notebook
+from playwright.sync_api import Browser, Page
+from test_explorers import MAKERS
+
+from priormatch.explorers import assets
+
+PATIENCE = 300
+"""Seconds that a step may take on a busy machine; on an idle one it takes a few."""
+
+SETTINGS = {
+    # All cells are in the page, also those off the screen.
+    "notebook-extension/tracker": {"windowingMode": "none"},
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+}
+
+SHOW = """\
+import json
+from pathlib import Path
+
+from IPython.display import display
+from priormatch import explorers
+from priormatch.explorers import assets
+
+assets.packed = lambda name: Path("carried", name).read_bytes()
+explorers.Explorer.html = lambda explorer: "<p>no widget</p>"
+shown = {{name: getattr(explorers, name)() for name in {names}}}
+
+
+def state(name):
+    return {{trait: getattr(shown[name], trait) for trait in shown[name].state}}
+
+
+def tell(name):
+    Path("told", name).write_text(json.dumps(state(name)))
+
+
+first = {{name: state(name) for name in shown}}
+for name, explorer in shown.items():
+    tell(name)
+    explorer.observe(lambda change, name=name: tell(name), names=explorer.state)
+display(*shown.values())
+"""
+RESET = """\
+for name, traits in first.items():
+    for trait, value in traits.items():
+        if getattr(shown[name], trait) != value:
+            setattr(shown[name], trait, value)
+"""
+
+# What a reader sees of an explorer, without what is only spoken or said while something loads.
+LOOK = """explorer => {
+  const copy = explorer.cloneNode(true);
+  for (const node of copy.querySelectorAll(".explorer-spoken, .explorer-status")) node.remove();
+  // Scrolling to a control leaves an empty attribute behind.
+  return copy.innerHTML.replaceAll(' style=""', "") +
+    [...explorer.querySelectorAll("canvas")].map(c => c.toDataURL()).join() +
+    [...explorer.querySelectorAll("input")].map(i => i.value + i.checked).join();
+}"""
+
+# The indicator in the toolbar says "idle" also before there is a kernel; a cell that is run then is
+# left out without a word.
+KERNEL_IS_READY = """() => {
+  const context = window.jupyterapp?.shell.currentWidget?.sessionContext;
+  const kernel = context?.isReady && context.session?.kernel;
+  return kernel?.connectionStatus === "connected" && kernel.status === "idle";
+}"""
+
+RUN_CELL = """() => {
+  window.ran = null;
+  jupyterapp.commands.execute("notebook:run-cell-and-select-next").then(
+    (ran) => (window.ran = ran), (error) => (window.ran = String(error)));
+}"""
+
+
+@pytest.fixture
+def lab(tmp_path) -> Iterator[str]:
+    """Start a JupyterLab in an empty folder and give the address of its notebook."""
+    if find_spec("jupyterlab") is None:
+        complain = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        complain("no JupyterLab: pip install -r requirements.txt")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folders = {
+        f"{name}_DIR": str(tmp_path / "jupyter" / name)
+        for name in ("JUPYTER_CONFIG", "JUPYTER_RUNTIME", "JUPYTERLAB_WORKSPACES")
+    }
+    settings = tmp_path / "jupyter" / "settings"
+    for plugin, values in SETTINGS.items():
+        file = settings / "@jupyterlab" / f"{plugin}.jupyterlab-settings"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(values))
+    command = [
+        *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
+        *(f"--ServerApp.port={port}", f"--ServerApp.root_dir={tmp_path}"),
+        *("--IdentityProvider.token=", "--expose-app-in-browser"),
+    ]
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(
+            command,
+            env=os.environ | folders | {"JUPYTERLAB_SETTINGS_DIR": str(settings)},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            wait_for(lambda: answers(port), "JupyterLab does not start", file=tmp_path / "log")
+            yield f"http://127.0.0.1:{port}/lab/tree/explorers.ipynb?reset"
+        finally:
+            server.terminate()
+            server.wait(PATIENCE)
+
+
+def answers(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False
+
+
+def wait_for(condition, complaint: str, file: Path | None = None) -> None:
+    """Wait until a condition holds; else fail with the complaint and what a file says."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > end:
+            pytest.fail(complaint + (f":\n{file.read_text()[-3000:]}" if file else ""))
+        time.sleep(0.2)
+
+
+def write_notebook(folder: Path) -> None:
+    """Write a notebook that shows every explorer, and the files that its kernel reads."""
+    (folder / "told").mkdir()
+    (folder / "carried").mkdir()
+    for maker in MAKERS.values():
+        for name in maker().carried.values():
+            (folder / "carried" / name).write_bytes(assets.packed(name))
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    cells = [new_code_cell(SHOW.format(names=list(MAKERS))), new_code_cell(RESET)]
+    write(
+        new_notebook(cells=cells, metadata={"kernelspec": kernel}), str(folder / "explorers.ipynb")
+    )
+
+
+def run_cell(tab: Page) -> None:
+    """Run the cell that is selected, and wait until it is done.
+
+    JupyterLab's own command needs neither a click nor the keyboard's focus, which go astray while
+    the page is still being set up.
+    """
+    tab.evaluate(RUN_CELL)
+    tab.wait_for_function("ran !== null")
+    errors = tab.locator(".jp-RenderedText[data-mime-type*=error]").all_inner_texts()
+    assert (tab.evaluate("ran"), errors) == (True, [])
+
+
+def test_explorers_are_widgets_in_jupyterlab(tmp_path, lab, browser: Browser):
+    write_notebook(tmp_path)
+    context = browser.new_context(viewport={"width": 1280, "height": 1000}, reduced_motion="reduce")
+    context.set_default_timeout(1000 * PATIENCE)
+    tab = context.new_page()
+    faults: list[str] = []
+    tab.on("pageerror", lambda error: faults.append(str(error)))
+    tab.goto(lab)
+    tab.wait_for_function(KERNEL_IS_READY)
+    run_cell(tab)
+    living = {name: tab.locator(f".explorer-live.explorer-{name}") for name in MAKERS}
+    looks = {}
+    for name, explorer in living.items():
+        explorer.wait_for()
+        explorer.scroll_into_view_if_needed()
+        tab.wait_for_function(
+            "name => !document.querySelector(`.explorer-live.explorer-${name} .explorer-status`)"
+            "?.textContent",
+            arg=name,
+        )
+        looks[name] = explorer.evaluate(LOOK)
+
+    # A control moved in the browser arrives in Python.
+    for name, explorer in living.items():
+        told = tmp_path / "told" / name
+        first = json.loads(told.read_text())
+        explorer.locator("input[type=range], input:checked").first.focus()
+        tab.keyboard.press("ArrowRight")
+        wait_for(
+            lambda file=told, old=first: json.loads(file.read_text() or "0") not in (0, old),
+            f"Python hears nothing of a control of {name}",
+        )
+        assert explorer.evaluate(LOOK) != looks[name], name
+
+    # Traits that are set in Python move the figure, here back to where it was.
+    run_cell(tab)
+    for name in MAKERS:
+        tab.wait_for_function(
+            f"([name, look]) => ({LOOK})"
+            "(document.querySelector(`.explorer-live.explorer-${name}`)) === look",
+            arg=[name, looks[name]],
+        )
+    context.close()
+    assert faults == []

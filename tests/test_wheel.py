@@ -1,0 +1,80 @@
+"""The package as ``pip install`` leaves it, far from a checkout: with the book's stored results."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+from chapters import ROOT, UNFINISHED
+
+
+def is_for_readers(file: Path) -> bool:
+    parts = file.relative_to(ROOT).parts
+    return file.is_file() and not any(
+        UNFINISHED.search(part) or part.endswith("-checkpoints") for part in parts
+    )
+
+
+RESULTS = [
+    file.relative_to(ROOT / "results")
+    for file in sorted((ROOT / "results").rglob("*"))
+    if is_for_readers(file)
+]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """Build the wheel from a copy of what it is made of, because a build leaves things behind."""
+    copy, target = tmp_path_factory.mktemp("checkout"), tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "requirements.txt", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    for name in ("src", "results"):
+        shutil.copytree(
+            ROOT / name, copy / name, ignore=lambda _, names: filter(UNFINISHED.search, names)
+        )
+    unfinished = copy / "results" / "models" / "question.checkpoint"
+    unfinished.write_text("not for readers")
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
+    built = subprocess.run(
+        [*build, "--wheel-dir", target, copy], capture_output=True, text=True, check=False
+    )
+    assert built.returncode == 0, built.stdout + built.stderr
+    return next(target.glob("*.whl"))
+
+
+def test_a_wheel_has_every_stored_result_and_all_that_explorers_load(wheel):
+    with ZipFile(wheel) as packed:
+        names = {name for name in packed.namelist() if "_results/" in name}
+        assert names == {f"priormatch/_results/{file.as_posix()}" for file in RESULTS}
+        assert len(names) > 10
+        for file in RESULTS:
+            stored = packed.read(f"priormatch/_results/{file.as_posix()}")
+            assert stored == (ROOT / "results" / file).read_bytes(), file
+        for file in (ROOT / "src").rglob("*"):
+            if file.suffix in (".py", ".js", ".css", ".mplstyle"):
+                assert file.relative_to(ROOT / "src").as_posix() in packed.namelist()
+
+
+def test_an_installed_package_finds_its_results(wheel, tmp_path):
+    with ZipFile(wheel) as packed:
+        packed.extractall(tmp_path / "installed")
+    ask = "from priormatch import stored; print(stored.RESULTS)"
+    answer = subprocess.run(
+        [sys.executable, "-c", ask],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path / "installed")},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    assert Path(answer) == tmp_path / "installed" / "priormatch" / "_results"
+    assert (Path(answer) / "models" / "question.safetensors").exists()
+    assert (Path(answer) / "study.csv").exists()
+
+
+def test_a_checkout_reads_its_own_results():
+    from priormatch import stored
+
+    assert stored.RESULTS == ROOT / "results"
