@@ -4,7 +4,7 @@ import pytest
 import torch
 from agreement import assert_agrees, assert_at_most
 from torch import nn
-from torch.distributions import MultivariateNormal
+from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from priormatch.mismatch import average
 from priormatch.models import VAE, BernoulliLikelihood, GaussianPosterior, draw, standard_normal
@@ -70,6 +70,27 @@ def test_chunks_change_nothing():
     assert not in_chunks.distortion.requires_grad
     one_chunk = bound_parts_in_chunks(vae, images, torch.Generator().manual_seed(1), chunk=10)
     torch.testing.assert_close(one_chunk.distortion, whole.distortion.detach())
+
+
+def test_the_rate_without_a_closed_form_is_estimated_from_the_same_draw():
+    vae = VAE(
+        GaussianPosterior(Constant(0.5, -1.0, -1.0, 0.3)),
+        BernoulliLikelihood(Constant(0.0)),
+        standard_normal(2),
+    )
+    # A mixture of one component is N(0, I) without anybody knowing it.
+    one = MixtureSameFamily(
+        Categorical(torch.ones(1)), MultivariateNormal(torch.zeros(1, 2), torch.eye(2)[None])
+    )
+    images = torch.zeros(100_000, 1)
+    exact = bound_parts(vae, images, torch.Generator().manual_seed(0))
+    drawn = bound_parts(
+        VAE(vae.encoder, vae.decoder, one), images, torch.Generator().manual_seed(0)
+    )
+    assert torch.equal(drawn.distortion, exact.distortion)
+    estimate = average(drawn.rate)
+    assert_agrees(estimate.value, estimate.standard_error, exact.rate[0].item())
+    assert drawn.rate.std() > 0.1
 
 
 def test_encode_returns_means_and_standard_deviations():

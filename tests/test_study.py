@@ -132,6 +132,19 @@ def test_the_models_of_equal_epochs_are_those_of_a_shorter_training(small_world,
     assert not same_weights(longer["equal epochs"], longer["converged"])
 
 
+def test_kept_models_are_stored_for_the_chapters_without_training(
+    small_world, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(study.zoo, "RECIPES", {"tiny": TINY})
+    models, store = tmp_path / "models", tmp_path / "store"
+    kept, history = trained(TINY, models)
+    monkeypatch.setattr(study, "fit", lambda *_, **__: pytest.fail("trained again"))
+    study.keep(["tiny"], models, store)
+    model, stored_history = study.zoo.load("tiny", store)
+    assert same_weights(model, kept["converged"])
+    assert stored_history == history
+
+
 def test_names_of_models_outlive_a_new_field(monkeypatch):
     assert len({study._name(recipe) for recipe in grid()}) == len(grid())
     known = study._name(TINY)

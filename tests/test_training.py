@@ -272,6 +272,7 @@ def test_no_field_of_a_recipe_is_idle(field):
         "flat": 1e9,
         "seed": 1,
         "posterior": "interval",
+        "prior": "vamp",
     }
     base = dataclasses.replace(SMALL, epochs=21) if field == "flat" else SMALL
     recipe = dataclasses.replace(base, **{field: changed[field]})
@@ -302,6 +303,54 @@ def test_a_training_on_the_interval_is_reproducible_and_resumes(tmp_path):
     assert torch.equal(before, torch.get_rng_state())
 
 
+WITH_VAMP = dataclasses.replace(SMALL, prior="vamp", weight_average=0.9)
+
+
+def test_a_training_with_a_vamp_prior_is_reproducible_and_resumes(tmp_path):
+    torch.manual_seed(1)
+    whole = small_fit(WITH_VAMP)
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    resumed = stopped_and_resumed(WITH_VAMP, tmp_path / "state.checkpoint")
+    assert same_weights(resumed.model, whole.model)
+    assert timeless(resumed.history) == timeless(whole.history)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_pseudo_inputs_start_at_training_images_and_are_trained():
+    seen = {}
+
+    def keep(epoch, model):
+        seen[epoch] = model.prior.pseudo_inputs.detach().clone()
+
+    trained = small_fit(WITH_VAMP, after_epoch=keep)
+    # The pictures, all of them twice, in an order of their own.
+    torch.testing.assert_close(seen[0].sum(1).sort().values[::2], pictures().sum(1).sort().values)
+    torch.testing.assert_close(seen[0].amin(), pictures().amin())
+    assert (seen[3] - seen[0]).abs().mean() > 1e-3
+    # The prior reads its pseudo-inputs with the averaged encoder, not with that of the last step.
+    model = trained.model
+    means = model.posterior(model.prior.pseudo_inputs).mean
+    torch.testing.assert_close(model.prior.mixture.means, means)
+
+
+def test_a_vamp_prior_learns_two_clusters_and_gains_the_nats_between_them():
+    """Two kinds of pictures are one bit: N(0, I) cannot have two clusters, a VampPrior can."""
+    plain = dataclasses.replace(SMALL, latent_dimension=1, epochs=60)
+    gained = [
+        small_fit(dataclasses.replace(plain, prior=prior)).history[-1].validation_elbo
+        for prior in ("standard normal", "vamp")
+    ]
+    entropy = 784 * 0.1985
+    assert gained[1] > gained[0] + 0.1
+    assert gained[1] < -entropy - 0.69 + 5
+
+
+def test_a_vamp_prior_goes_with_gaussian_posteriors_only():
+    with pytest.raises(ValueError, match="VampPrior"):
+        build(dataclasses.replace(ON_THE_INTERVAL, prior="vamp"))
+
+
 def test_both_families_start_from_the_same_weights():
     line = build(dataclasses.replace(SMALL, latent_dimension=1)).state_dict().values()
     assert all(
@@ -320,7 +369,7 @@ def test_a_checkpoint_without_a_later_field_is_read_with_its_default(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         small_fit(checkpoint=checkpoint, after_epoch=stop)
     state = torch.load(checkpoint, weights_only=True)
-    del state["recipe"]["posterior"]
+    del state["recipe"]["posterior"], state["recipe"]["prior"]
     torch.save(state, checkpoint)
     assert len(small_fit(checkpoint=checkpoint).history) == 3
 

@@ -24,6 +24,7 @@ class AggregatedPosterior(Distribution):
     Args:
         means: Means of the posteriors, of shape ``(examples, latent)``.
         scales: Their standard deviations (not variances), of the same shape, positive.
+        validate_args: Whether to check parameters and values.
 
     Raises:
         ValueError: The shapes differ, or a scale is not positive and finite.
@@ -48,6 +49,7 @@ class AggregatedPosterior(Distribution):
         self,
         means: Float[Tensor, "examples latent"],
         scales: Float[Tensor, "examples latent"],
+        validate_args: bool | None = None,
     ) -> None:
         if means.ndim != 2 or means.shape != scales.shape or not means.numel():
             raise ValueError(
@@ -56,7 +58,7 @@ class AggregatedPosterior(Distribution):
             )
         self.means = means
         self.scales = scales
-        super().__init__(event_shape=means.shape[1:])
+        super().__init__(event_shape=means.shape[1:], validate_args=validate_args)
 
     @property
     def components(self) -> int:
@@ -126,7 +128,6 @@ class AggregatedPosterior(Distribution):
         noise = torch.randn(shape + self.event_shape, generator=generator, dtype=self.means.dtype)
         return self.means[examples] + self.scales[examples] * noise
 
-    @torch.no_grad()
     def log_prob(self, value: Float[Tensor, "*sample latent"]) -> Float[Tensor, " *sample"]:
         """Return log q(z) in nats, within 1e-4 of double precision.
 
@@ -134,7 +135,7 @@ class AggregatedPosterior(Distribution):
             value: Codes, of shape ``(..., latent)``.
 
         Returns:
-            Log density, of shape ``(...)``; no gradient flows through it.
+            Log density, of shape ``(...)``.
 
         Raises:
             ValueError: The codes have another number of dimensions, or are not real.
@@ -161,7 +162,7 @@ class AggregatedPosterior(Distribution):
         total = torch.full((len(codes),), -math.inf, dtype=torch.float64)
         for weights in self._weights.split(_COMPONENTS, dim=1):
             exponents = features @ weights
-            top = exponents.amax(1, keepdim=True)
+            top = exponents.detach().amax(1, keepdim=True)
             # Single precision is enough for the terms once their maximum is taken out. Terms below
             # exp(-80) are lost in the sum; numbers too small for a float would be slow.
             terms = exponents.sub_(top).float().clamp_(min=-80.0).exp_().sum(1)

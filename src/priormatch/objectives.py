@@ -15,7 +15,8 @@ class BoundParts(NamedTuple):
 
     Attributes:
         distortion: -E log P(X|z) under Q(z|X), summed over pixels, estimated from one draw.
-        rate: KL(Q(z|X) || P(z)), summed over latent dimensions, exact.
+        rate: KL(Q(z|X) || P(z)), summed over latent dimensions: exact where it is known in closed
+            form, as from N(0, I), and otherwise estimated from the same draw.
     """
 
     distortion: Float[Tensor, " examples"]
@@ -50,7 +51,11 @@ def bound_parts(
     posterior = vae.posterior(images)
     codes = draw(posterior, generator)
     distortion = -vae.likelihood(codes).log_prob(images)
-    return BoundParts(distortion, kl_divergence(posterior, vae.prior))
+    try:
+        rate = kl_divergence(posterior, vae.prior)
+    except NotImplementedError:  # no closed form: for instance a mixture in place of N(0, I)
+        rate = posterior.log_prob(codes) - vae.prior.log_prob(codes)
+    return BoundParts(distortion, rate)
 
 
 @torch.no_grad()

@@ -60,7 +60,7 @@ from priormatch.mismatch import (
 from priormatch.models import VAE, draw
 from priormatch.objectives import bound_parts_in_chunks, encode
 from priormatch.stored import RESULTS
-from priormatch.training import Epoch, Recipe, fit
+from priormatch.training import Epoch, Recipe, Trained, fit
 
 TABLE = RESULTS / "study.csv"
 """The stored study."""
@@ -124,6 +124,20 @@ def trained(recipe: Recipe, models: Path) -> tuple[dict[str, VAE], list[Epoch]]:
         unfinished.replace(record)
     kept = {stage: zoo.load_weights(recipe, file) for stage, file in files.items()}
     return kept, [Epoch(**entry) for entry in json.loads(record.read_text())]
+
+
+def keep(names: Sequence[str], models: Path = MODELS, store: Path = zoo.STORE) -> None:
+    """Store converged models of the study under their names of `priormatch.zoo`.
+
+    Args:
+        names: Keys of `zoo.RECIPES`; what is not among the models is trained.
+        models: Folder that keeps the study's models.
+        store: Folder of the models that chapters load.
+    """
+    torch.set_num_threads(1)
+    for name in names:
+        kept, history = trained(zoo.RECIPES[name], models)
+        zoo.keep(name, Trained(kept["converged"], history), store)
 
 
 def _name(recipe: Recipe) -> str:
@@ -337,8 +351,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--table", type=Path, default=TABLE, help="CSV file (%(default)s)")
     parser.add_argument("--models", type=Path, default=MODELS, help="folder (%(default)s)")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="(%(default)s)")
+    parser.add_argument(
+        "--keep", nargs="+", metavar="name", help="store these models for the chapters, and end"
+    )
     options = parser.parse_args(arguments)
     os.environ["PRIORMATCH_DATA"] = prepare()
+    if options.keep:
+        keep(options.keep, options.models)
+        return 0
     # A forked process would inherit torch's threads in the middle of their work.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.processes, spawn, _end_with_parent) as executor:

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from priormatch.data import binarize
+from priormatch.densities import VampPrior
 from priormatch.models import (
     VAE,
     BernoulliLikelihood,
@@ -29,6 +30,9 @@ from priormatch.models import (
 from priormatch.objectives import bound_parts, bound_parts_in_chunks
 
 PIXELS = 784
+
+# Components of a VampPrior.
+_PSEUDO_INPUTS = 200
 
 # Epochs over which a validation ELBO is called flat or not.
 _WINDOW = 10
@@ -73,6 +77,8 @@ class Recipe:
         seed: Decides the initial weights, the order of the images, the pixels and the noise.
         posterior: ``"gaussian"`` goes with the prior N(0, I); ``"interval"``, a Beta distribution
             stretched over (0, 10), with the uniform prior there.
+        prior: ``"standard normal"``; or ``"vamp"``, a mixture of the posteriors of 200 learned
+            pseudo-inputs, which go with Gaussian posteriors and start at random training images.
 
     Introduced in "The KL term".
     """
@@ -94,6 +100,7 @@ class Recipe:
     flat: float = 0.0
     seed: int = 0
     posterior: Literal["gaussian", "interval"] = "gaussian"
+    prior: Literal["standard normal", "vamp"] = "standard normal"
 
 
 class Epoch(NamedTuple):
@@ -127,6 +134,11 @@ class Trained(NamedTuple):
 def build(recipe: Recipe) -> VAE:
     """Return the untrained VAE of a recipe; its weights follow from the recipe's seed alone.
 
+    The pseudo-inputs of a VampPrior are grey until `fit` puts training images in their place.
+
+    Raises:
+        ValueError: The recipe asks for a VampPrior with posteriors on an interval.
+
     Introduced in "The KL term".
     """
     activation = _ACTIVATIONS[recipe.activation]
@@ -137,11 +149,17 @@ def build(recipe: Recipe) -> VAE:
         encode = multilayer_perceptron(encoder, activation)
         decode = multilayer_perceptron(decoder, activation)
     if recipe.posterior == "interval":
+        if recipe.prior != "standard normal":
+            raise ValueError(f"a VampPrior goes with Gaussian posteriors, unlike {recipe}")
         prior = uniform_interval(recipe.latent_dimension)
         decode = nn.Sequential(Centre(prior), *decode)
         return VAE(IntervalPosterior(encode), BernoulliLikelihood(decode), prior)
+    posterior = GaussianPosterior(encode)
+    if recipe.prior == "vamp":
+        grey = torch.full((_PSEUDO_INPUTS, PIXELS), 0.5)
+        return VAE(posterior, BernoulliLikelihood(decode), VampPrior(posterior, grey))
     prior = standard_normal(recipe.latent_dimension)
-    return VAE(GaussianPosterior(encode), BernoulliLikelihood(decode), prior)
+    return VAE(posterior, BernoulliLikelihood(decode), prior)
 
 
 def fit(
@@ -176,12 +194,16 @@ def fit(
     Introduced in "The KL term".
     """
     model = build(recipe)
+    if isinstance(model.prior, VampPrior):
+        chosen = torch.randperm(len(train_images), generator=_generator(recipe))[:_PSEUDO_INPUTS]
+        # Fewer images than pseudo-inputs are taken several times.
+        model.prior.start_from(train_images[chosen[torch.arange(_PSEUDO_INPUTS) % len(chosen)]])
     average = AveragedModel(model, multi_avg_fn=functools.partial(_average, recipe.weight_average))
     returned = cast("VAE", average.module) if recipe.weight_average else model
     optimiser = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate, fused=True)
     batches = max(1, len(train_images) // recipe.batch_size)
     schedule = _schedule(recipe, optimiser, batches)
-    generator = torch.Generator().manual_seed(recipe.seed)
+    generator = _generator(recipe)
     history: list[Epoch] = []
     if checkpoint is not None and checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
@@ -215,9 +237,7 @@ def fit(
         distortion, rate = _train_epoch(
             recipe, model, average, optimiser, schedule, train_images, batches, generator
         )
-        held_out = bound_parts_in_chunks(
-            returned, validation_pixels, torch.Generator().manual_seed(recipe.seed)
-        )
+        held_out = bound_parts_in_chunks(returned, validation_pixels, _generator(recipe))
         history.append(
             Epoch(
                 epoch,
@@ -247,6 +267,10 @@ def fit(
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     return Trained(returned.eval(), history)
+
+
+def _generator(recipe: Recipe) -> torch.Generator:
+    return torch.Generator().manual_seed(recipe.seed)
 
 
 def _train_epoch(

@@ -23,8 +23,7 @@ from priormatch.training import Epoch, Recipe, Trained, build, fit
 STORE = RESULTS / "models"
 """Where the stored models are."""
 
-_ON_A_LINE: dict[str, Any] = {
-    "latent_dimension": 1,
+_AS_IN_THE_STUDY: dict[str, Any] = {
     "schedule": "inverse root",
     "gradient_norm": 100.0,
     "weight_average": 0.999,
@@ -44,9 +43,16 @@ RECIPES: dict[str, Recipe] = {
         schedule="constant",
     ),
     # The thought experiment of the question's discussion: codes on (0, 10), uniform prior.
-    "interval": Recipe(**_ON_A_LINE, posterior="interval"),
+    "interval": Recipe(**_AS_IN_THE_STUDY, latent_dimension=1, posterior="interval"),
     # The same networks with the prior N(0, 1).
-    "line": Recipe(**_ON_A_LINE),
+    "line": Recipe(**_AS_IN_THE_STUDY, latent_dimension=1),
+    # The first seed of the study in two, ten and twenty dimensions.
+    **{
+        f"d{latent}-seed0": Recipe(**_AS_IN_THE_STUDY, latent_dimension=latent)
+        for latent in (2, 10, 20)
+    },
+    # The one of them in ten dimensions again, with a VampPrior in place of N(0, I).
+    "vamp-d10-seed0": Recipe(**_AS_IN_THE_STUDY, latent_dimension=10, prior="vamp"),
 }
 """The recipes of the stored models."""
 
@@ -109,8 +115,14 @@ def train(name: str, store: Path = STORE) -> Trained:
         load_mnist("validation").images,
         checkpoint=store / f"{name}.checkpoint",
     )
+    keep(name, trained, store)
+    return load(name, store)
+
+
+def keep(name: str, trained: Trained, store: Path = STORE) -> None:
+    """Store the trained model of a name, in half precision, and a record of how it was made."""
     record = {
-        "recipe": asdict(recipe),
+        "recipe": asdict(RECIPES[name]),
         "command": f"python -m priormatch.zoo {name}",
         "seconds": round(sum(epoch.seconds for epoch in trained.history)),
         "threads": torch.get_num_threads(),
@@ -123,7 +135,6 @@ def train(name: str, store: Path = STORE) -> Trained:
     store.mkdir(parents=True, exist_ok=True)
     save_weights(trained.model, store / f"{name}.safetensors")
     (store / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    return load(name, store)
 
 
 def save_weights(model: VAE, file: Path) -> None:
