@@ -70,8 +70,8 @@ for name, traits in first.items():
 LOOK = """explorer => {
   const copy = explorer.cloneNode(true);
   for (const node of copy.querySelectorAll(".explorer-spoken, .explorer-status")) node.remove();
-  // Scrolling to a control leaves an empty attribute behind.
-  return copy.innerHTML.replaceAll(' style=""', "") +
+  // What was set and taken back leaves empty attributes behind.
+  return copy.innerHTML.replaceAll(/ (style|d)=""/g, "") +
     [...explorer.querySelectorAll("canvas")].map(c => c.toDataURL()).join() +
     [...explorer.querySelectorAll("input")].map(i => i.value + i.checked).join();
 }"""
@@ -84,9 +84,10 @@ KERNEL_IS_READY = """() => {
   return kernel?.connectionStatus === "connected" && kernel.status === "idle";
 }"""
 
-RUN_CELL = """() => {
+RUN_CELL = """(place) => {
   window.ran = null;
-  jupyterapp.commands.execute("notebook:run-cell-and-select-next").then(
+  jupyterapp.shell.currentWidget.content.activeCellIndex = place;
+  jupyterapp.commands.execute("notebook:run-cell").then(
     (ran) => (window.ran = ran), (error) => (window.ran = String(error)));
 }"""
 
@@ -158,13 +159,14 @@ def write_notebook(folder: Path) -> None:
     )
 
 
-def run_cell(tab: Page) -> None:
-    """Run the cell that is selected, and wait until it is done.
+def run_cell(tab: Page, place: int) -> None:
+    """Run a cell, and wait until it is done.
 
     JupyterLab's own command needs neither a click nor the keyboard's focus, which go astray while
-    the page is still being set up.
+    the page is still being set up. Which cell is selected is not left to chance: a control that has
+    the focus selects the cell that it belongs to.
     """
-    tab.evaluate(RUN_CELL)
+    tab.evaluate(RUN_CELL, place)
     tab.wait_for_function("ran !== null")
     errors = tab.locator(".jp-RenderedText[data-mime-type*=error]").all_inner_texts()
     assert (tab.evaluate("ran"), errors) == (True, [])
@@ -179,7 +181,7 @@ def test_explorers_are_widgets_in_jupyterlab(tmp_path, lab, browser: Browser):
     tab.on("pageerror", lambda error: faults.append(str(error)))
     tab.goto(lab)
     tab.wait_for_function(KERNEL_IS_READY)
-    run_cell(tab)
+    run_cell(tab, 0)
     living = {name: tab.locator(f".explorer-live.explorer-{name}") for name in MAKERS}
     looks = {}
     for name, explorer in living.items():
@@ -191,6 +193,10 @@ def test_explorers_are_widgets_in_jupyterlab(tmp_path, lab, browser: Browser):
             arg=name,
         )
         looks[name] = explorer.evaluate(LOOK)
+
+    # Radio buttons of two explorers are not one group.
+    groups = tab.locator("[role=radiogroup]").all()
+    assert [group.locator(":checked").count() for group in groups] == [1] * len(groups)
 
     # A control moved in the browser arrives in Python.
     for name, explorer in living.items():
@@ -205,7 +211,7 @@ def test_explorers_are_widgets_in_jupyterlab(tmp_path, lab, browser: Browser):
         assert explorer.evaluate(LOOK) != looks[name], name
 
     # Traits that are set in Python move the figure, here back to where it was.
-    run_cell(tab)
+    run_cell(tab, 1)
     for name in MAKERS:
         tab.wait_for_function(
             f"([name, look]) => ({LOOK})"

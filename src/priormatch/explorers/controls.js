@@ -1,6 +1,7 @@
 // What the explorers share: elements, labelled controls, pointers, and what a screen reader hears.
 
-let counter = 0;
+/** A name that nothing else has: in Jupyter each explorer brings its own copy of this module. */
+const unique = () => `explorer-${Math.random().toString(36).slice(2)}`;
 
 /** Make an element; attributes that are functions are listeners, and null ones are left out. */
 export function make(tag, attributes = {}, ...children) {
@@ -24,7 +25,7 @@ export function begin(el, name) {
 
 /** A labelled slider; `say` puts its value into words. Call `update` when the value has changed. */
 export function slider({ label, min, max, step, say, input }) {
-  const id = `explorer-${++counter}`;
+  const id = unique();
   const range = make("input", { id, type: "range", min, max, step, input: () => input(+range.value) });
   const output = make("output", { for: id });
   const node = make("div", { class: "explorer-slider" }, make("label", { for: id }, label), range, output);
@@ -41,7 +42,7 @@ export function slider({ label, min, max, step, say, input }) {
 
 /** A group of radio buttons; options are lists of a value, what stands there, and what is spoken. */
 export function choice({ legend, options, change }) {
-  const name = `explorer-${++counter}`;
+  const name = unique();
   const inputs = new Map();
   const labels = options.map(([value, content, spoken]) => {
     const radio = make("input", { type: "radio", name, value, "aria-label": spoken ?? null, change: () => change(value) });
