@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from docutils import nodes
-from docutils.parsers.rst import Directive
+from docutils.parsers.rst import Directive, directives
 from sphinx.application import Sphinx
 
 STATIC = "_static/explorers"
@@ -24,16 +24,23 @@ CARRIED = re.compile(r"[\w-]+\.safetensors\.gz")
 
 
 class ExplorerDirective(Directive):
-    """``{explorer} latent`` on a Markdown page: the explorer of that name as it begins."""
+    """``{explorer} latent`` on a Markdown page: the explorer of that name as it begins.
+
+    With the option ``small`` it is small, and keeps only what follows the pointer.
+    """
 
     required_arguments: ClassVar[int] = 1
+    option_spec: ClassVar[dict[str, Any]] = {"small": directives.flag}
 
     def run(self) -> list[nodes.Node]:
         """Return the explorer's HTML."""
         from priormatch import explorers
 
         explorer = getattr(explorers, self.arguments[0])()
-        return [nodes.raw("", explorer.html(), format="html")]
+        html = explorer.html()
+        if "small" in self.options:
+            html = f'<div class="explorer-small">{html}</div>'
+        return [nodes.raw("", html, format="html")]
 
 
 def prepare_page(
