@@ -177,8 +177,8 @@ class LatentExplorer(Explorer):
     module = "latent"
     caption = (
         "Point at a code with the mouse or a finger, or use the arrow keys: the question’s own "
-        "decoder draws the digit in your browser. The colours are ln q(z), or how q(z) compares "
-        "with the prior; the circles hold 50, 90 and 99 % of the mass of N(0, I)."
+        "decoder draws the digit in your browser. The colours are ln q(z) or, if chosen, how q(z) "
+        "compares with the prior; the circles hold 50, 90 and 99 % of the mass of N(0, I)."
     )
     alt = (
         "A quilt of bright patches with dark seams between them and a ragged edge, the aggregated "
