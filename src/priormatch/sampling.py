@@ -32,7 +32,7 @@ from priormatch.aggregated import AggregatedPosterior
 from priormatch.data import Part, binarize, prepare
 from priormatch.densities import VampPrior, fit_flow, fit_gaussian, fit_mixture, mixture_sizes
 from priormatch.evidence import Grid, exact_inference
-from priormatch.mismatch import Estimate, average, held_out_kl
+from priormatch.mismatch import Estimate, active_units, average, held_out_kl
 from priormatch.models import VAE, draw
 from priormatch.objectives import BoundParts, bound_parts_in_chunks, encode
 from priormatch.training import Recipe
@@ -347,12 +347,15 @@ def rows(recipe: Recipe, models: Path) -> list[dict[str, object]]:
         "latent_dimension": recipe.latent_dimension,
         "seed": recipe.seed,
         "trained_prior": recipe.prior,
+        "active_units": active_units(AggregatedPosterior(*encode(vae, study._pixels("test")))),
     }
     evidence = _evidence(vae, samplers)
+    # Before the clock starts: the first call loads the digits and the classifier.
+    pictures = len(reference().features)
     table = []
     for name, sampler in samplers.items():
         start = time.perf_counter()
-        drawn = sample(sampler.density, len(reference().features))
+        drawn = sample(sampler.density, pictures)
         seconds = {
             "seconds_to_fit": sampler.seconds,
             "seconds_to_sample": time.perf_counter() - start,
