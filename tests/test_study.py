@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from test_training import pictures, same_weights
 from priormatch import study
 from priormatch.data import Digits, Source, source
 from priormatch.densities import choose, fit_gaussian
-from priormatch.evidence import Grid
+from priormatch.evidence import Grid, GridError
 from priormatch.study import STAGES, grid, measure, read, rows, run, trained
 from priormatch.training import Recipe, build
 
@@ -56,7 +57,8 @@ def small_world(monkeypatch):
     digits = Digits(pictures(300), torch.zeros(300, dtype=torch.int64))
     monkeypatch.setattr(study, "load_mnist", lambda part: digits)
     monkeypatch.setattr(study, "EQUAL_EPOCHS", 1)
-    monkeypatch.setattr(study, "Grid", lambda: Grid((-12.0, -12.0), (12.0, 12.0), 0.1))
+    monkeypatch.setattr(study, "_REACHES", (12.0,))
+    monkeypatch.setattr(study, "Grid", functools.partial(Grid, spacing=0.1))
     monkeypatch.setattr(study, "fit_best", only_a_gaussian)
     study._pixels.cache_clear()
     yield
@@ -86,11 +88,15 @@ def test_the_same_model_is_measured_alike(small_world):
     assert measure(model, draws=300) == measure(model, draws=300)
 
 
-def test_the_exact_evidence_is_left_out_where_the_grid_is_too_small(small_world, monkeypatch):
+def test_the_exact_evidence_is_sought_as_far_out_as_it_lies(small_world, monkeypatch):
     model = build(TINY).eval()
-    whole = measure(model, draws=300)
-    monkeypatch.setattr(study, "Grid", lambda: Grid((-0.5, -0.5), (0.5, 0.5), 0.1))
-    assert set(whole) - set(measure(model, draws=300)) == set(EXACT)
+    wide = measure(model, draws=300)
+    monkeypatch.setattr(study, "_REACHES", (0.5, 12.0))
+    widened = measure(model, draws=300)
+    assert {name: widened[name] for name in EXACT} == {name: wide[name] for name in EXACT}
+    monkeypatch.setattr(study, "_REACHES", (0.5,))
+    with pytest.raises(GridError, match="widen"):
+        measure(model, draws=300)
 
 
 def test_a_study_trains_what_its_table_lacks(small_world, tmp_path, capsys):
