@@ -292,26 +292,16 @@ def test_a_model_on_the_interval_learns_and_its_codes_stay_there():
     assert 0 < codes.min() < codes.max() < 10
 
 
-def test_a_training_on_the_interval_is_reproducible_and_resumes(tmp_path):
-    torch.manual_seed(1)
-    whole = small_fit(ON_THE_INTERVAL)
-    torch.manual_seed(2)
-    before = torch.get_rng_state()
-    resumed = stopped_and_resumed(ON_THE_INTERVAL, tmp_path / "state.checkpoint")
-    assert same_weights(resumed.model, whole.model)
-    assert timeless(resumed.history) == timeless(whole.history)
-    assert torch.equal(before, torch.get_rng_state())
-
-
 WITH_VAMP = dataclasses.replace(SMALL, prior="vamp", weight_average=0.9)
 
 
-def test_a_training_with_a_vamp_prior_is_reproducible_and_resumes(tmp_path):
+@pytest.mark.parametrize("recipe", [ON_THE_INTERVAL, WITH_VAMP], ids=["interval", "vamp"])
+def test_a_training_with_other_draws_is_reproducible_and_resumes(recipe, tmp_path):
     torch.manual_seed(1)
-    whole = small_fit(WITH_VAMP)
+    whole = small_fit(recipe)
     torch.manual_seed(2)
     before = torch.get_rng_state()
-    resumed = stopped_and_resumed(WITH_VAMP, tmp_path / "state.checkpoint")
+    resumed = stopped_and_resumed(recipe, tmp_path / "state.checkpoint")
     assert same_weights(resumed.model, whole.model)
     assert timeless(resumed.history) == timeless(whole.history)
     assert torch.equal(before, torch.get_rng_state())
