@@ -11,6 +11,7 @@ from priormatch.mismatch import average
 from priormatch.models import (
     BernoulliLikelihood,
     Centre,
+    FullCovariancePosterior,
     GaussianPosterior,
     IntervalPosterior,
     StretchedBeta,
@@ -48,6 +49,44 @@ def test_the_second_half_of_the_encoders_output_is_the_log_variance():
     posterior = GaussianPosterior(nn.Identity())(torch.tensor([[1.0, -2.0, math.log(4.0), 0.0]]))
     assert posterior.mean.tolist() == [[1.0, -2.0]]
     torch.testing.assert_close(posterior.variance, torch.tensor([[4.0, 1.0]]))
+
+
+def test_a_full_covariance_is_made_of_its_triangle():
+    outputs = torch.tensor([[1.0, -2.0, 3.0, math.log(4.0), 0.0, math.log(9.0), 0.5, -1.0, 0.25]])
+    posterior = FullCovariancePosterior(nn.Identity(), 3)(outputs)
+    triangle = torch.tensor([[2.0, 0.0, 0.0], [0.5, 1.0, 0.0], [-1.0, 0.25, 3.0]])
+    assert posterior.mean.tolist() == [[1.0, -2.0, 3.0]]
+    torch.testing.assert_close(posterior.covariance_matrix, (triangle @ triangle.T)[None])
+
+
+def test_a_full_covariance_without_correlations_is_the_diagonal_posterior():
+    outputs = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    diagonal = GaussianPosterior(nn.Identity())(outputs)
+    padded = torch.cat([outputs, torch.zeros(5, 3)], 1)
+    full = FullCovariancePosterior(nn.Identity(), 3)(padded)
+    codes = torch.ones(5, 3)
+    torch.testing.assert_close(full.log_prob(codes), diagonal.log_prob(codes))
+    prior = standard_normal(3)
+    torch.testing.assert_close(kl_divergence(full, prior), kl_divergence(diagonal, prior))
+    generators = [torch.Generator().manual_seed(1) for _ in range(2)]
+    torch.testing.assert_close(draw(full, generators[0]), draw(diagonal, generators[1]))
+
+
+def test_the_divergence_of_a_full_covariance_is_its_monte_carlo_mean():
+    outputs = torch.tensor([[0.5, -1.0, -1.0, 0.3, 0.7]])
+    posterior = FullCovariancePosterior(nn.Identity(), 2)(outputs)
+    prior = Independent(Normal(torch.tensor([0.2, 0.0]), torch.tensor([1.5, 0.8])), 1)
+    codes = draw(posterior.expand((100_000, 1)), torch.Generator().manual_seed(0))
+    estimate = average((posterior.log_prob(codes) - prior.log_prob(codes)).squeeze(1))
+    assert_agrees(estimate.value, estimate.standard_error, kl_divergence(posterior, prior).item())
+    covariance = (codes - codes.mean(0)).squeeze(1).T @ (codes - codes.mean(0)).squeeze(1) / 1e5
+    torch.testing.assert_close(covariance, posterior.covariance_matrix[0], rtol=0.03, atol=0)
+
+
+def test_the_divergence_of_a_full_covariance_from_another_family_is_refused():
+    posterior = FullCovariancePosterior(nn.Identity(), 2)(torch.zeros(1, 5))
+    with pytest.raises(NotImplementedError, match="Gaussians"):
+        kl_divergence(posterior, uniform_interval(2))
 
 
 def test_the_decoders_output_is_a_logit():

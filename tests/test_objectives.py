@@ -104,6 +104,12 @@ def test_encode_returns_means_and_standard_deviations():
     torch.testing.assert_close(scales, torch.full((5, 1), 2.0))
 
 
+def test_scales_are_refused_where_they_say_too_little():
+    vae = build(Recipe(encoder_width=4, decoder_width=4, posterior="full covariance"))
+    with pytest.raises(TypeError, match="covariances"):
+        encode(vae, torch.zeros(5, 784))
+
+
 def test_the_rate_is_the_monte_carlo_mean_of_its_log_ratio():
     vae = VAE(
         GaussianPosterior(Constant(0.5, -1.0, -1.0, 0.3)),

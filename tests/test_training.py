@@ -293,9 +293,11 @@ def test_a_model_on_the_interval_learns_and_its_codes_stay_there():
 
 
 WITH_VAMP = dataclasses.replace(SMALL, prior="vamp", weight_average=0.9)
+CORRELATED = dataclasses.replace(SMALL, posterior="full covariance")
+OTHERS = {"interval": ON_THE_INTERVAL, "vamp": WITH_VAMP, "full covariance": CORRELATED}
 
 
-@pytest.mark.parametrize("recipe", [ON_THE_INTERVAL, WITH_VAMP], ids=["interval", "vamp"])
+@pytest.mark.parametrize("recipe", OTHERS.values(), ids=OTHERS)
 def test_a_training_with_other_draws_is_reproducible_and_resumes(recipe, tmp_path):
     torch.manual_seed(1)
     whole = small_fit(recipe)
@@ -336,9 +338,17 @@ def test_a_vamp_prior_learns_two_clusters_and_gains_the_nats_between_them():
     assert gained[1] < -entropy - 0.69 + 5
 
 
-def test_a_vamp_prior_goes_with_gaussian_posteriors_only():
+@pytest.mark.parametrize("recipe", [ON_THE_INTERVAL, CORRELATED])
+def test_a_vamp_prior_goes_with_diagonal_posteriors_only(recipe):
     with pytest.raises(ValueError, match="VampPrior"):
-        build(dataclasses.replace(ON_THE_INTERVAL, prior="vamp"))
+        build(dataclasses.replace(recipe, prior="vamp"))
+
+
+def test_a_training_with_full_covariances_learns_them():
+    trained = small_fit(dataclasses.replace(CORRELATED, epochs=30))
+    entropy = 784 * 0.1985
+    assert -entropy - 20 < trained.history[-1].validation_elbo < -entropy + 5
+    assert trained.model.posterior(pictures()).scale_tril[:, 1, 0].abs().mean() > 0.01
 
 
 def test_both_families_start_from_the_same_weights():

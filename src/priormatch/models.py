@@ -13,11 +13,12 @@ from torch.distributions import (
     Beta,
     Distribution,
     Independent,
+    MultivariateNormal,
     Normal,
     Uniform,
     constraints,
 )
-from torch.distributions.kl import register_kl
+from torch.distributions.kl import kl_divergence, register_kl
 from torch.distributions.utils import broadcast_all
 
 from priormatch.divergences import kl_of_beta_from_uniform
@@ -145,6 +146,49 @@ class GaussianPosterior(nn.Module):
         mean, log_variance = self.network(images).chunk(2, dim=-1)
         scale = torch.exp(0.5 * log_variance)
         return Independent(Normal(mean, scale, validate_args=False), 1, validate_args=False)
+
+
+class FullCovariancePosterior(nn.Module):
+    r"""Encoder: images to Gaussians Q(z|X) = N(mean(X), L(X) L(X)^T) whose dimensions correlate.
+
+    The network's outputs are the means, the logarithms of the squared diagonal of the triangular
+    matrix L, and its entries below the diagonal, row by row: where the last are zero this is
+    `GaussianPosterior`.
+
+    Args:
+        network: Maps ``(..., pixels)`` to ``(..., latent * (latent + 3) / 2)`` outputs.
+        latent_dimension: Number of latent dimensions.
+
+    Source: :cite:t:`kingma2019`.
+
+    Introduced in "A deeper encoder".
+    """
+
+    def __init__(self, network: nn.Module, latent_dimension: int) -> None:
+        super().__init__()
+        self.network = network
+        self.latent_dimension = latent_dimension
+
+    def forward(self, images: Float[Tensor, "*batch pixels"]) -> MultivariateNormal:
+        """Return the posteriors of the images: batch shape ``batch``, event shape ``(latent,)``."""
+        latent = self.latent_dimension
+        mean, log_square, below = self.network(images).split(
+            [latent, latent, latent * (latent - 1) // 2], dim=-1
+        )
+        triangle = torch.diag_embed(torch.exp(0.5 * log_square))
+        row, column = torch.tril_indices(latent, latent, -1)
+        triangle[..., row, column] = below
+        return MultivariateNormal(mean, scale_tril=triangle, validate_args=False)
+
+
+@register_kl(MultivariateNormal, Independent)
+def _kl_full_covariance_diagonal(
+    posterior: MultivariateNormal, prior: Independent
+) -> Float[Tensor, "*batch"]:
+    if not isinstance(prior.base_dist, Normal):
+        raise NotImplementedError(f"the KL is known from Gaussians only, not from {prior}")
+    triangle = torch.diag_embed(prior.stddev)
+    return kl_divergence(posterior, MultivariateNormal(prior.mean, scale_tril=triangle))
 
 
 class IntervalPosterior(nn.Module):
@@ -275,16 +319,42 @@ def multilayer_perceptron(widths: Sequence[int], activation: type[nn.Module]) ->
     return nn.Sequential(*layers[:-1])
 
 
+def from_noise(
+    gaussian: Distribution, noise: Float[Tensor, "*more latent"]
+) -> Float[Tensor, "*codes latent"]:
+    r"""Turn standard normal noise into draws of Gaussians, so that gradients reach the parameters.
+
+    .. math:: z = \mu + L \epsilon, \quad L L^T = \Sigma
+
+    Args:
+        gaussian: Normal distributions, diagonal or with a full covariance.
+        noise: Values of shape ``(*batch, latent)``, or of one that it broadcasts with.
+
+    Returns:
+        Codes of the shape that mean and noise broadcast to.
+
+    Source: :cite:t:`kingma2014`, the reparameterisation trick.
+
+    Introduced in "The KL term".
+
+    >>> from_noise(Normal(torch.tensor([5.0, 0.0]), 2.0), torch.tensor([1.0, 0.5]))
+    tensor([7., 1.])
+    """
+    if isinstance(gaussian, MultivariateNormal):
+        return gaussian.mean + (gaussian.scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
+    return gaussian.mean + gaussian.stddev * noise
+
+
 def draw(distribution: Distribution, generator: torch.Generator) -> Float[Tensor, "*batch latent"]:
     """Draw once from each distribution of a batch, so that gradients reach its parameters.
 
-    For diagonal Gaussians ``z = mean + scale * noise``. `torch.distributions` offers draws without
-    a generator only: those of other families come from its global one, seeded for the moment by
-    `generator` and then put back.
+    For Gaussians see `from_noise`. `torch.distributions` offers draws without a generator only:
+    those of other families come from its global one, seeded for the moment by `generator` and then
+    put back.
 
     Args:
-        distribution: Diagonal Gaussians or others with reparameterised draws, such as posteriors
-            or the prior.
+        distribution: Gaussians or others with reparameterised draws, such as posteriors or the
+            prior.
         generator: Source of the noise.
 
     Returns:
@@ -295,9 +365,10 @@ def draw(distribution: Distribution, generator: torch.Generator) -> Float[Tensor
     Introduced in "The KL term".
     """
     family = distribution.base_dist if isinstance(distribution, Independent) else distribution
-    if isinstance(family, Normal):
-        mean, scale = distribution.mean, distribution.stddev
-        return mean + scale * torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
+    if isinstance(family, Normal | MultivariateNormal):
+        mean = distribution.mean
+        noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
+        return from_noise(distribution, noise)
     seed = torch.randint(2**63 - 1, (), generator=generator).item()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

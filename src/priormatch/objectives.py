@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import kl_divergence
+from torch.distributions import MultivariateNormal, kl_divergence
 
 from priormatch.models import VAE, draw
 
@@ -84,9 +84,14 @@ def encode(
     Returns:
         Means and scales (standard deviations), each of shape ``(examples, latent)``.
 
+    Raises:
+        TypeError: The posteriors have full covariances, which scales do not describe.
+
     Introduced in "The KL term".
     """
     posteriors = [vae.posterior(some) for some in images.split(chunk)]
+    if isinstance(posteriors[0], MultivariateNormal):
+        raise TypeError("means and scales do not describe posteriors with full covariances")
     mean = torch.cat([posterior.mean for posterior in posteriors])
     scale = torch.cat([posterior.stddev for posterior in posteriors])
     return mean, scale

@@ -21,6 +21,7 @@ from priormatch.models import (
     VAE,
     BernoulliLikelihood,
     Centre,
+    FullCovariancePosterior,
     GaussianPosterior,
     IntervalPosterior,
     multilayer_perceptron,
@@ -75,10 +76,11 @@ class Recipe:
             is at its best of the last 10 epochs less than this many nats above its best before
             them, though not before the 20th; 0 trains all `epochs`.
         seed: Decides the initial weights, the order of the images, the pixels and the noise.
-        posterior: ``"gaussian"`` goes with the prior N(0, I); ``"interval"``, a Beta distribution
-            stretched over (0, 10), with the uniform prior there.
+        posterior: ``"gaussian"``, which is diagonal, and ``"full covariance"`` go with the prior
+            N(0, I); ``"interval"``, a Beta distribution stretched over (0, 10), with the uniform
+            prior there.
         prior: ``"standard normal"``; or ``"vamp"``, a mixture of the posteriors of 200 learned
-            pseudo-inputs, which go with Gaussian posteriors and start at random training images.
+            pseudo-inputs, which go with diagonal posteriors and start at random training images.
 
     Introduced in "The KL term".
     """
@@ -99,7 +101,7 @@ class Recipe:
     weight_average: float = 0.0
     flat: float = 0.0
     seed: int = 0
-    posterior: Literal["gaussian", "interval"] = "gaussian"
+    posterior: Literal["gaussian", "full covariance", "interval"] = "gaussian"
     prior: Literal["standard normal", "vamp"] = "standard normal"
 
 
@@ -137,29 +139,31 @@ def build(recipe: Recipe) -> VAE:
     The pseudo-inputs of a VampPrior are grey until `fit` puts training images in their place.
 
     Raises:
-        ValueError: The recipe asks for a VampPrior with posteriors on an interval.
+        ValueError: The recipe asks for a VampPrior with other posteriors than diagonal ones.
 
     Introduced in "The KL term".
     """
     activation = _ACTIVATIONS[recipe.activation]
-    encoder = [PIXELS, *[recipe.encoder_width] * recipe.encoder_depth, 2 * recipe.latent_dimension]
-    decoder = [recipe.latent_dimension, *[recipe.decoder_width] * recipe.decoder_depth, PIXELS]
+    latent = recipe.latent_dimension
+    full = recipe.posterior == "full covariance"
+    outputs = latent * (latent + 3) // 2 if full else 2 * latent
+    encoder = [PIXELS, *[recipe.encoder_width] * recipe.encoder_depth, outputs]
+    decoder = [latent, *[recipe.decoder_width] * recipe.decoder_depth, PIXELS]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         encode = multilayer_perceptron(encoder, activation)
         decode = multilayer_perceptron(decoder, activation)
+    if recipe.prior == "vamp" and recipe.posterior != "gaussian":
+        raise ValueError(f"a VampPrior goes with diagonal posteriors, unlike {recipe}")
     if recipe.posterior == "interval":
-        if recipe.prior != "standard normal":
-            raise ValueError(f"a VampPrior goes with Gaussian posteriors, unlike {recipe}")
-        prior = uniform_interval(recipe.latent_dimension)
+        prior = uniform_interval(latent)
         decode = nn.Sequential(Centre(prior), *decode)
         return VAE(IntervalPosterior(encode), BernoulliLikelihood(decode), prior)
-    posterior = GaussianPosterior(encode)
+    posterior = FullCovariancePosterior(encode, latent) if full else GaussianPosterior(encode)
     if recipe.prior == "vamp":
         grey = torch.full((_PSEUDO_INPUTS, PIXELS), 0.5)
         return VAE(posterior, BernoulliLikelihood(decode), VampPrior(posterior, grey))
-    prior = standard_normal(recipe.latent_dimension)
-    return VAE(posterior, BernoulliLikelihood(decode), prior)
+    return VAE(posterior, BernoulliLikelihood(decode), standard_normal(latent))
 
 
 def fit(
