@@ -20,9 +20,9 @@ from playwright.sync_api import Browser, Locator, Page, Route
 from safetensors.torch import load_file, save_file
 from traitlets import TraitError
 
-from priormatch import explorers
+from priormatch import data, explorers
 from priormatch.aggregated import AggregatedPosterior
-from priormatch.data import Digits, Source, binarize, source
+from priormatch.data import Digits, Source, binarize, binarized, source
 from priormatch.divergences import kl_from_prior_per_dimension
 from priormatch.explorers import Explorer, assets, history, slices
 from priormatch.mismatch import Estimate, hole_share
@@ -233,10 +233,11 @@ def small_digits(monkeypatch):
         part: Digits(torch.rand((size, 784), generator=generator), torch.arange(size) % 10)
         for part, size in {"train": 400, "test": 100}.items()
     }
-    monkeypatch.setattr(slices, "load_mnist", parts.get)
-    slices._pixels.cache_clear()
+    for module in (data, slices):
+        monkeypatch.setattr(module, "load_mnist", parts.get)
+    binarized.cache_clear()
     yield parts
-    slices._pixels.cache_clear()
+    binarized.cache_clear()
 
 
 def test_a_look_at_a_model(small_digits):

@@ -1,3 +1,4 @@
+import functools
 import math
 import time
 from dataclasses import replace
@@ -10,9 +11,9 @@ from test_densities import corner, drawn
 from test_training import pictures
 from torch.distributions import Normal
 
-from priormatch import quality, sampling, study
+from priormatch import data, evidence, quality, sampling, study
 from priormatch.aggregated import AggregatedPosterior
-from priormatch.data import Digits
+from priormatch.data import Digits, binarized
 from priormatch.densities import fit_flow, fit_gaussian, fit_mixture
 from priormatch.evidence import Grid, importance_bounds
 from priormatch.mismatch import active_units, average
@@ -120,16 +121,18 @@ def test_the_evidence_under_each_prior_is_that_of_importance_bounds():
 def small_world(monkeypatch):
     """Small images in place of MNIST, and samplers and pictures in small numbers."""
     digits = Digits(pictures(400), torch.zeros(400, dtype=torch.int64))
-    monkeypatch.setattr(study, "load_mnist", lambda part: digits)
+    for module in (data, study):
+        monkeypatch.setattr(module, "load_mnist", lambda part: digits)
     monkeypatch.setattr(study, "EQUAL_EPOCHS", 1)
-    monkeypatch.setattr(sampling, "Grid", lambda: Grid((-12.0, -12.0), (12.0, 12.0), 0.1))
+    monkeypatch.setattr(evidence, "_REACHES", (12.0,))
+    monkeypatch.setattr(evidence, "Grid", functools.partial(Grid, spacing=0.1))
     monkeypatch.setattr(sampling, "mixture_sizes", lambda latent: (2,))
     monkeypatch.setattr(sampling, "fit_flow", lambda *given: fit_flow(*given, steps=15))
     monkeypatch.setattr(sampling, "PICTURES", 200)
-    for cached in (study._pixels, sampling.reference):
+    for cached in (binarized, sampling.reference):
         cached.cache_clear()
     yield
-    for cached in (study._pixels, sampling.reference):
+    for cached in (binarized, sampling.reference):
         cached.cache_clear()
 
 
@@ -153,7 +156,7 @@ def test_every_sampler_has_a_row_with_its_gain_and_its_pictures(small_world, tmp
     # The same codes and fits as the study's: the gain is its density bound.
     model = study.trained(recipe, tmp_path)[0]["converged"]
     codes = sampling.encode_digits(model)
-    units = active_units(AggregatedPosterior(*encode(model, study._pixels("test"))))
+    units = active_units(AggregatedPosterior(*encode(model, binarized("test"))))
     assert (table["active_units"] == units).all()
     again = sampling.fit_samplers(codes, model.prior)["Gaussian"].density
     gain = again.log_prob(codes.draws["test"]) - model.prior.log_prob(codes.draws["test"])

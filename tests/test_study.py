@@ -12,8 +12,8 @@ import pytest
 import torch
 from test_training import pictures, same_weights
 
-from priormatch import study
-from priormatch.data import Digits, Source, source
+from priormatch import data, evidence, study
+from priormatch.data import Digits, Source, binarized, source
 from priormatch.densities import choose, fit_gaussian
 from priormatch.evidence import Grid, GridError
 from priormatch.study import STAGES, grid, measure, read, rows, run, trained
@@ -55,14 +55,15 @@ def only_a_gaussian(codes, validation_codes, seed):
 def small_world(monkeypatch):
     """Small images in place of MNIST, quick measures; equal epochs are one epoch."""
     digits = Digits(pictures(300), torch.zeros(300, dtype=torch.int64))
-    monkeypatch.setattr(study, "load_mnist", lambda part: digits)
+    for module in (data, study):
+        monkeypatch.setattr(module, "load_mnist", lambda part: digits)
     monkeypatch.setattr(study, "EQUAL_EPOCHS", 1)
-    monkeypatch.setattr(study, "_REACHES", (12.0,))
-    monkeypatch.setattr(study, "Grid", functools.partial(Grid, spacing=0.1))
+    monkeypatch.setattr(evidence, "_REACHES", (12.0,))
+    monkeypatch.setattr(evidence, "Grid", functools.partial(Grid, spacing=0.1))
     monkeypatch.setattr(study, "fit_best", only_a_gaussian)
-    study._pixels.cache_clear()
+    binarized.cache_clear()
     yield
-    study._pixels.cache_clear()
+    binarized.cache_clear()
 
 
 def test_a_row_holds_the_recipe_and_every_measure_with_its_error(small_world, tmp_path):
@@ -91,10 +92,10 @@ def test_the_same_model_is_measured_alike(small_world):
 def test_the_exact_evidence_is_sought_as_far_out_as_it_lies(small_world, monkeypatch):
     model = build(TINY).eval()
     wide = measure(model, draws=300)
-    monkeypatch.setattr(study, "_REACHES", (0.5, 12.0))
+    monkeypatch.setattr(evidence, "_REACHES", (0.5, 12.0))
     widened = measure(model, draws=300)
     assert {name: widened[name] for name in EXACT} == {name: wide[name] for name in EXACT}
-    monkeypatch.setattr(study, "_REACHES", (0.5,))
+    monkeypatch.setattr(evidence, "_REACHES", (0.5,))
     with pytest.raises(GridError, match="widen"):
         measure(model, draws=300)
 
@@ -173,11 +174,11 @@ import torch
 sys.path.insert(0, sys.argv[1])
 from test_study import only_a_gaussian
 from test_training import pictures
-from priormatch import study
+from priormatch import data, study
 from priormatch.data import Digits
 from priormatch.training import Recipe
 digits = Digits(pictures(300), torch.zeros(300, dtype=torch.int64))
-study.load_mnist = lambda part: digits
+data.load_mnist = study.load_mnist = lambda part: digits
 study.EQUAL_EPOCHS = 1
 study.fit_best = only_a_gaussian
 tiny = Recipe(latent_dimension=3, encoder_width=8, decoder_width=8, epochs=int(sys.argv[3]))

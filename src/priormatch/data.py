@@ -12,6 +12,7 @@ The 5,000 digits are training images all: a model trained on the whole training 
 one of them. Of this book's own models 149 of them were trained on and the other 4,851 validated on.
 """
 
+import functools
 import hashlib
 import os
 import warnings
@@ -160,6 +161,15 @@ def binarize(
     tensor([0., 1.])
     """
     return torch.bernoulli(images, generator=generator)
+
+
+@functools.cache
+def binarized(part: Part) -> Float[Tensor, "examples pixels"]:
+    """Return the images of a part, binarised once: the pixels on which models are compared.
+
+    Introduced in "Sampling the quilt".
+    """
+    return binarize(load_mnist(part).images, torch.Generator().manual_seed(0))
 
 
 def _check(folder: Path) -> None:

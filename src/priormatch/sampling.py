@@ -29,9 +29,9 @@ from torch.distributions import (
 
 from priormatch import quality, study
 from priormatch.aggregated import AggregatedPosterior
-from priormatch.data import Part, binarize, prepare
+from priormatch.data import Part, binarize, binarized, prepare
 from priormatch.densities import VampPrior, fit_flow, fit_gaussian, fit_mixture, mixture_sizes
-from priormatch.evidence import Grid, exact_inference
+from priormatch.evidence import exact_inference_in_the_plane
 from priormatch.mismatch import Estimate, active_units, average, held_out_kl
 from priormatch.models import VAE, draw
 from priormatch.objectives import BoundParts, bound_parts_in_chunks, encode
@@ -90,8 +90,8 @@ def encode_digits(vae: VAE, seed: int = 0) -> Codes:
     posteriors, draws, parts = {}, {}, {}
     everything: tuple[Part, ...] = ("train", "validation", "test")
     for part in everything:
-        parts[part] = bound_parts_in_chunks(vae, study._pixels(part), generator)
-        posteriors[part] = AggregatedPosterior(*encode(vae, study._pixels(part)))
+        parts[part] = bound_parts_in_chunks(vae, binarized(part), generator)
+        posteriors[part] = AggregatedPosterior(*encode(vae, binarized(part)))
         draws[part] = draw(posteriors[part].posteriors, generator)
     return Codes(posteriors["train"], draws, parts)
 
@@ -264,14 +264,14 @@ def chosen(part: Part) -> Int[Tensor, " pictures"]:
 
     Introduced in "Sampling the quilt".
     """
-    images = len(study._pixels(part))
+    images = len(binarized(part))
     order = torch.randperm(images, generator=torch.Generator().manual_seed(0))
     return order[: min(PICTURES, images // 2)]
 
 
 def others(part: Part) -> Int[Tensor, " pictures"]:
     """Return as many images of a part that are not among the chosen."""
-    images = len(study._pixels(part))
+    images = len(binarized(part))
     order = torch.randperm(images, generator=torch.Generator().manual_seed(0))
     return order[-min(PICTURES, images // 2) :]
 
@@ -285,11 +285,11 @@ def reference() -> Reference:
 
     Introduced in "Sampling the quilt".
     """
-    classifier, real = quality.load(), study._pixels("validation")[chosen("validation")]
+    classifier, real = quality.load(), binarized("validation")[chosen("validation")]
     return Reference(
         quality.features(classifier, real),
         quality.class_probabilities(classifier, real),
-        study._pixels("train"),
+        binarized("train"),
     )
 
 
@@ -347,7 +347,7 @@ def rows(recipe: Recipe, models: Path) -> list[dict[str, object]]:
         "latent_dimension": recipe.latent_dimension,
         "seed": recipe.seed,
         "trained_prior": recipe.prior,
-        "active_units": active_units(AggregatedPosterior(*encode(vae, study._pixels("test")))),
+        "active_units": active_units(AggregatedPosterior(*encode(vae, binarized("test")))),
     }
     evidence = _evidence(vae, samplers)
     # Before the clock starts: the first call loads the digits and the classifier.
@@ -376,13 +376,14 @@ def _evidence(vae: VAE, samplers: dict[str, Sampler]) -> dict[str, Tensor]:
     priors = {
         name: sampler.density for name, sampler in samplers.items() if name != "training posteriors"
     }
-    test = study._pixels("test")
+    test = binarized("test")
     images = test[:: len(test) // _IMAGES]
     if vae.prior.event_shape != (2,):
         return log_evidence(vae, priors, images, _DRAWS, torch.Generator().manual_seed(0))
     swapped = {name: VAE(vae.encoder, vae.decoder, prior) for name, prior in priors.items()}
     return {
-        name: exact_inference(one, images, Grid()).log_evidence for name, one in swapped.items()
+        name: exact_inference_in_the_plane(one, images).log_evidence
+        for name, one in swapped.items()
     }
 
 
@@ -404,9 +405,9 @@ def _real_and_decoded(vae: VAE, codes: Codes, with_real: bool) -> dict[str, Tens
     if not with_real:
         return decoded
     return decoded | {
-        "validation images": study._pixels("validation")[unseen],
-        "test images": study._pixels("test")[chosen("test")],
-        "training images": study._pixels("train")[chosen("train")],
+        "validation images": binarized("validation")[unseen],
+        "test images": binarized("test")[chosen("test")],
+        "training images": binarized("train")[chosen("train")],
     }
 
 

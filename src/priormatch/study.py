@@ -5,8 +5,6 @@ killed at any moment: finished rows stay, and an unfinished training goes on fro
 """
 
 import argparse
-import contextlib
-import functools
 import hashlib
 import json
 import multiprocessing
@@ -24,20 +22,16 @@ from typing import get_args
 
 import pandas as pd
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from priormatch import zoo
 from priormatch.aggregated import AggregatedPosterior
-from priormatch.data import Part, binarize, load_mnist, prepare
+from priormatch.data import Part, binarized, load_mnist, prepare
 from priormatch.densities import fit_best
 from priormatch.evidence import (
-    ExactInference,
-    Grid,
-    GridError,
     average_bounds,
-    exact_inference,
+    exact_inference_in_the_plane,
     importance_bounds,
 )
 from priormatch.mismatch import (
@@ -73,9 +67,6 @@ EQUAL_EPOCHS = 20
 """Epochs after which every model of the study is measured, whether it has converged or not."""
 
 STAGES = ("equal epochs", "converged")
-
-# Half widths of the squares on which exact posteriors are sought, in prior standard deviations.
-_REACHES = (7.0, 14.0, 28.0)
 
 _BASE = Recipe(schedule="inverse root", gradient_norm=100.0, weight_average=0.999, flat=1.0)
 
@@ -169,8 +160,8 @@ def measure(vae: VAE, draws: int = 10_000, seed: int = 0) -> dict[str, Estimate 
     measures: dict[str, Estimate | int | str] = {}
     codes: dict[Part, Tensor] = {}
     for part in get_args(Part):
-        parts = bound_parts_in_chunks(vae, _pixels(part), generator)
-        mixture = AggregatedPosterior(*encode(vae, _pixels(part)))
+        parts = bound_parts_in_chunks(vae, binarized(part), generator)
+        mixture = AggregatedPosterior(*encode(vae, binarized(part)))
         codes[part] = draw(mixture.posteriors, generator)
         measures[f"{part}_distortion"] = average(parts.distortion)
         measures[f"{part}_rate"] = average(parts.rate)
@@ -181,7 +172,7 @@ def measure(vae: VAE, draws: int = 10_000, seed: int = 0) -> dict[str, Estimate 
     fitted = fit_best(codes["train"], codes["validation"], seed)
 
     # The evidence of every tenth test image: the two halves of the file are of different writers.
-    some = _pixels("test")[::10]
+    some = binarized("test")[::10]
     bounds = average_bounds(importance_bounds(vae, some, 200, generator))
     measures |= {
         "log_evidence": bounds["log_evidence"],
@@ -189,7 +180,7 @@ def measure(vae: VAE, draws: int = 10_000, seed: int = 0) -> dict[str, Estimate 
         "effective_draws": bounds["effective_draws"],
     }
     if prior_draws.shape[1] == 2:
-        exact = _exact_inference(vae, some)
+        exact = exact_inference_in_the_plane(vae, some)
         measures |= {
             "exact_log_evidence": average(exact.log_evidence),
             "exact_inference_gap": average(exact.gap),
@@ -222,17 +213,6 @@ def measure(vae: VAE, draws: int = 10_000, seed: int = 0) -> dict[str, Estimate 
         "classifier_accuracy": classifier.accuracy.estimate,
         "classifier_auc": classifier.auc.estimate,
     }
-
-
-def _exact_inference(vae: VAE, images: Float[Tensor, "examples pixels"]) -> ExactInference:
-    """Integrate over as much of the latent space as the exact posteriors fill.
-
-    The lighter the weight of the rate, the further out they lie.
-    """
-    for reach in _REACHES[:-1]:
-        with contextlib.suppress(GridError):
-            return exact_inference(vae, images, Grid((-reach,) * 2, (reach,) * 2))
-    return exact_inference(vae, images, Grid((-_REACHES[-1],) * 2, (_REACHES[-1],) * 2))
 
 
 def _list(numbers: Iterable[float]) -> str:
@@ -314,17 +294,20 @@ def read(table: Path = TABLE) -> pd.DataFrame:
 
     Introduced in "The KL term".
     """
-    return pd.read_csv(table) if table.exists() else pd.DataFrame()
+    if not table.exists():
+        return pd.DataFrame()
+    done = pd.read_csv(table)
+    # A table from before a recipe had a field was made with its default.
+    later = [field for field in fields(Recipe) if field.name not in done]
+    return done.assign(**{field.name: field.default for field in later})
 
 
 def _holds(done: pd.DataFrame, recipe: Recipe) -> bool:
-    """Whether a table has the rows of a recipe; a column that it lacks stands for the default."""
     if done.empty:
         return False
     same = pd.Series(True, index=done.index)
     for field in fields(Recipe):
-        column = done.get(field.name, field.default)
-        same &= column == getattr(recipe, field.name)
+        same &= done[field.name] == getattr(recipe, field.name)
     return bool(set(done.loc[same, "stage"]) == set(STAGES))
 
 
@@ -338,11 +321,6 @@ def _end_with_parent() -> None:
 def _end_after(sentinel: int) -> None:
     multiprocessing.connection.wait([sentinel])
     os._exit(1)
-
-
-@functools.cache
-def _pixels(part: Part) -> Float[Tensor, "examples pixels"]:
-    return binarize(load_mnist(part).images, torch.Generator().manual_seed(0))
 
 
 def main(arguments: list[str] | None = None) -> int:

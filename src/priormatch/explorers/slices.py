@@ -19,7 +19,7 @@ from torch import Tensor
 
 from priormatch import study, zoo
 from priormatch.aggregated import AggregatedPosterior
-from priormatch.data import Part, Source, binarize, load_mnist, source
+from priormatch.data import Source, binarized, load_mnist, source
 from priormatch.divergences import kl_from_prior_per_dimension
 from priormatch.mismatch import Bound, Estimate, average, dimension_wise_kl
 from priormatch.models import VAE, draw
@@ -80,8 +80,8 @@ def look(vae: VAE) -> dict[str, Tensor]:
         in nats, for each latent dimension, its ``rate`` and the standard errors ``rate_error`` and
         ``marginal_kl_error``, all in the order of the model.
     """
-    train = AggregatedPosterior(*encode(vae, _pixels("train")))
-    test = AggregatedPosterior(*encode(vae, _pixels("test")))
+    train = AggregatedPosterior(*encode(vae, binarized("train")))
+    test = AggregatedPosterior(*encode(vae, binarized("test")))
     codes = draw(test.posteriors, torch.Generator().manual_seed(0))
     kl = kl_from_prior_per_dimension(train.means, 2 * train.scales.log())
     rates = [average(kl_of_dimension) for kl_of_dimension in kl.T]
@@ -245,11 +245,6 @@ def _cell(row: pd.Series, looked: dict[str, Tensor]) -> Cell:
         ],
         looked["codes"][:, order],
     )
-
-
-@functools.cache
-def _pixels(part: Part) -> Float[Tensor, "examples pixels"]:
-    return binarize(load_mnist(part).images, torch.Generator().manual_seed(0))
 
 
 def main() -> int:
