@@ -1,0 +1,265 @@
+"""What one network for all images costs: the inference gap, and what a posterior of its own saves.
+
+``python -m priormatch.amortisation`` makes ``results/amortisation.csv`` from the two-dimensional
+models that the study keeps, and trains those that are missing. It can be killed at any moment:
+finished rows stay.
+"""
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+from torch.optim.lr_scheduler import OneCycleLR
+from tqdm.auto import tqdm
+
+from priormatch import study
+from priormatch.data import Part, binarized, prepare
+from priormatch.densities import fit_best
+from priormatch.evidence import (
+    Grid,
+    exact_elbo,
+    exact_inference_in_the_plane,
+    likeliest_nodes,
+)
+from priormatch.mismatch import Estimate, average, held_out_kl
+from priormatch.models import VAE, draw, from_noise
+from priormatch.objectives import bound_parts_in_chunks
+from priormatch.training import Recipe
+
+TABLE = study.TABLE.with_name("amortisation.csv")
+"""The stored table, in a checkout of the book."""
+
+# Images of a part whose posteriors are refined.
+_IMAGES = 200
+
+# The square on which the highest peak of an exact posterior is looked for.
+_COARSE = Grid((-5.0, -5.0), (5.0, 5.0), 0.04)
+
+# Scale to start from there: that of a typical posterior of the question's network.
+_SCALE = 0.04
+
+
+def refine(
+    vae: VAE,
+    images: Float[Tensor, "examples pixels"],
+    start: Distribution,
+    generator: torch.Generator,
+    steps: int = 100,
+) -> MultivariateNormal:
+    r"""Raise the ELBO of each image over a posterior of its own: semi-amortised inference.
+
+    The decoder stays as it is. Means and scales move by gradient steps; correlations too, if
+    `start` has them. In place of draws a step takes two codes along each of as many orthogonal
+    directions as there are latent dimensions, turned at random: they have exactly the mean and the
+    covariance of the posterior, so that nothing is left of the noise where the exact posterior is
+    Gaussian.
+
+    Args:
+        vae: The decoder and the prior; the encoder is not asked.
+        images: Pixels, of shape ``(examples, pixels)``.
+        start: Gaussian posteriors to start from, such as ``vae.posterior(images)``.
+        generator: Source of the directions.
+        steps: Gradient steps.
+
+    Returns:
+        The refined posteriors; they are diagonal if `start` is.
+
+    Source: :cite:t:`kim2018`.
+
+    Introduced in "A deeper encoder".
+    """
+    full = isinstance(start, MultivariateNormal)
+    mean = start.mean.detach()
+    triangle = torch.diag_embed(start.stddev.detach())
+    if isinstance(start, MultivariateNormal):
+        triangle = start.scale_tril.detach()
+    latent = mean.shape[1]
+    row, column = torch.tril_indices(latent, latent, -1)
+    # In units of the scales to start from, so that one learning rate suits every image.
+    shift, log_stretch = torch.zeros_like(mean), torch.zeros_like(mean)
+    shear = torch.zeros(len(images), len(row), dtype=mean.dtype)
+    free = [shift, log_stretch, shear] if full else [shift, log_stretch]
+
+    def refined() -> MultivariateNormal:
+        inner = torch.diag_embed(log_stretch.exp())
+        inner[:, row, column] = shear
+        moved = mean + (triangle @ shift.unsqueeze(-1)).squeeze(-1)
+        return MultivariateNormal(moved, scale_tril=triangle @ inner, validate_args=False)
+
+    for parameter in free:
+        parameter.requires_grad_(True)
+    # A short memory: the first gradients, far from the optimum, are much longer than the last.
+    optimiser = torch.optim.Adam(free, lr=0.1, betas=(0.9, 0.99))
+    schedule = OneCycleLR(optimiser, 0.1, steps, pct_start=0.1, cycle_momentum=False)
+    for _ in range(steps):
+        posteriors = refined()
+        directions = torch.randn((len(images), latent, latent), generator=generator)
+        noise = math.sqrt(latent) * torch.linalg.qr(directions).Q.to(mean).transpose(0, 1)
+        codes = from_noise(posteriors, torch.cat([noise, -noise]))
+        log_joint = vae.likelihood(codes).log_prob(images) + vae.prior.log_prob(codes)
+        optimiser.zero_grad()
+        (-log_joint.mean(0) - posteriors.entropy()).sum().backward(inputs=free)
+        optimiser.step()
+        schedule.step()
+    for parameter in free:
+        parameter.requires_grad_(False)
+    return refined()
+
+
+def gaps(
+    vae: VAE, images: Float[Tensor, "examples pixels"], generator: torch.Generator
+) -> dict[str, Float[Tensor, " examples"]]:
+    r"""Split the inference gap of each image: the encoder's share, and the Gaussian family's.
+
+    .. math:: \mathrm{KL}(Q(z|X) \| P(z|X)) \;\ge\; \min_{q \in \mathcal Q} \mathrm{KL}(q \| P(z|X))
+
+    The difference of the sides is the amortisation gap, the right side the approximation gap. No
+    minimum is certain to be found: the gaps of posteriors of their own are upper bounds.
+
+    Args:
+        vae: A model with two latent dimensions.
+        images: Pixels in {0, 1}, of shape ``(examples, pixels)``.
+        generator: Source of the draws.
+
+    Returns:
+        Nats, each of shape ``(examples,)``: ``log_evidence``; ``gap`` of the encoder's posteriors;
+        ``refined_gap`` after `refine` began with them; ``diagonal_gap`` and ``full_gap`` of the
+        best diagonal and the best Gaussian that were found, from there and from the highest peak.
+
+    Source: :cite:t:`cremer2018`.
+
+    Introduced in "A deeper encoder".
+    """
+    exact = exact_inference_in_the_plane(vae, images)
+    with torch.no_grad():
+        encoded = vae.posterior(images)
+    diagonal = Independent(Normal(encoded.mean, encoded.stddev), 1)
+    peaks = likeliest_nodes(vae, images, _COARSE)
+    starts = [diagonal, Independent(Normal(peaks, torch.full_like(peaks, _SCALE)), 1)]
+    found = [refine(vae, images, start, generator) for start in starts]
+    with_correlations = [refine(vae, images, start, generator) for start in found]
+
+    def gap_of(*posteriors: Distribution) -> Float[Tensor, " examples"]:
+        elbos = [exact_elbo(vae, images, one) for one in posteriors]
+        return exact.log_evidence - torch.stack(elbos).amax(0)
+
+    if isinstance(encoded, MultivariateNormal):
+        from_encoder = refine(vae, images, encoded, generator)
+        with_correlations += [encoded, from_encoder]
+    else:
+        from_encoder = found[0]
+    return {
+        "log_evidence": exact.log_evidence,
+        "gap": exact.gap,
+        "refined_gap": gap_of(encoded, from_encoder),
+        "diagonal_gap": gap_of(diagonal, *found),
+        "full_gap": gap_of(diagonal, *found, *with_correlations),
+    }
+
+
+def measure(vae: VAE, seed: int = 0) -> dict[str, Estimate | int | str]:
+    """Measure a model with two latent dimensions: its gaps, and its mismatch from N(0, I).
+
+    All of it holds for posteriors with full covariances too, unlike `study.measure`.
+
+    Args:
+        vae: A model with a prior N(0, I).
+        seed: Decides the draws, so that models are compared on the same.
+
+    Returns:
+        Measures by name, in nats; those of training and of test images have the part in front.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    measures: dict[str, Estimate | int | str] = {}
+    codes = {}
+    everything: tuple[Part, ...] = ("train", "validation", "test")
+    for part in everything:
+        parts = bound_parts_in_chunks(vae, binarized(part), generator)
+        measures[f"{part}_rate"] = average(parts.rate)
+        measures[f"{part}_elbo"] = average(parts.elbo)
+        with torch.no_grad():
+            encoded = [vae.posterior(some) for some in binarized(part).split(2_000)]
+        codes[part] = torch.cat([draw(one, generator) for one in encoded])
+    fitted = fit_best(codes["train"], codes["validation"], seed)
+    measures["density"] = fitted.name
+    measures["density_bound"] = held_out_kl(fitted.density, codes["test"], vae.prior)
+    for part in ("train", "test"):
+        pixels = binarized(part)
+        # Over the whole file: the two halves of the test images are of different writers.
+        some = pixels[:: len(pixels) // _IMAGES][:_IMAGES]
+        measures |= {
+            f"{part}_{name}": average(values) for name, values in gaps(vae, some, generator).items()
+        }
+    return measures
+
+
+def recipes() -> list[Recipe]:
+    """Return the recipes of the table: the encoders of "A deeper encoder" in two dimensions."""
+    question = study._BASE
+    encoders = [
+        question,
+        replace(question, posterior="full covariance"),
+        *(replace(question, encoder_depth=depth) for depth in (1, 3, 4)),
+        replace(question, encoder_width=100),
+    ]
+    return [replace(encoder, seed=seed) for seed in study.SEEDS for encoder in encoders]
+
+
+def run(wanted: Sequence[Recipe], table: Path, models: Path) -> None:
+    """Measure the models that the table lacks, and write their rows as they finish.
+
+    Args:
+        wanted: Recipes with two latent dimensions; the converged models are measured.
+        table: CSV file, made if it is not there; rows are added at its end.
+        models: Folder that keeps the study's models.
+    """
+    torch.set_num_threads(1)
+    done = read(table)
+    for recipe in tqdm(wanted, unit="model"):
+        if not done.empty and _is_of(done, recipe).any():
+            continue
+        vae = study.trained(recipe, models)[0]["converged"].requires_grad_(False)
+        row = {**asdict(recipe), **study._cells(measure(vae))}
+        done = pd.concat([done, pd.DataFrame([row])], ignore_index=True)
+        unfinished = table.with_suffix(".unfinished")
+        done.to_csv(unfinished, index=False, float_format="%.7g")
+        unfinished.replace(table)
+
+
+def _is_of(table: pd.DataFrame, recipe: Recipe) -> pd.Series:
+    same = pd.Series(True, index=table.index)
+    for field in fields(Recipe):
+        same &= table[field.name] == getattr(recipe, field.name)
+    return same
+
+
+def read(table: Path = TABLE) -> pd.DataFrame:
+    """Return the rows of the table; none if the file is not there.
+
+    Introduced in "A deeper encoder".
+    """
+    return study.read(table)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Complete the stored table on one thread."""
+    parser = argparse.ArgumentParser(prog="python -m priormatch.amortisation", description=__doc__)
+    parser.add_argument("--table", type=Path, default=TABLE, help="CSV file (%(default)s)")
+    parser.add_argument("--models", type=Path, default=study.MODELS, help="folder (%(default)s)")
+    options = parser.parse_args(arguments)
+    os.environ["PRIORMATCH_DATA"] = prepare()
+    run(recipes(), options.table, options.models)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
