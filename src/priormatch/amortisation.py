@@ -208,7 +208,7 @@ def recipes() -> list[Recipe]:
     encoders = [
         question,
         replace(question, posterior="full covariance"),
-        *(replace(question, encoder_depth=depth) for depth in (1, 3, 4)),
+        *(replace(question, encoder_depth=depth) for depth in (1, 3)),
         replace(question, encoder_width=100),
     ]
     return [replace(encoder, seed=seed) for seed in study.SEEDS for encoder in encoders]
