@@ -166,6 +166,11 @@ UNRENDERED = r"""() => {
     const inSight = typeset?.checkVisibility() ? box.width && box.height : typeset;
     if (!inSight) found.push(formula.textContent.trim());
   }
+  // A font without the sign draws nothing and leaves no room for it.
+  for (const root of document.querySelectorAll("msqrt, mroot")) {
+    const [box, first] = [root, root.firstElementChild].map(e => e.getBoundingClientRect());
+    if (box.width && first.left - box.left < 3) found.push(`root of ${root.textContent}`);
+  }
   const texts = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT);
   while (texts.nextNode()) {
     const node = texts.currentNode;
@@ -445,7 +450,7 @@ def test_wrong_tex_is_an_error(tex):
 
 def test_the_font_of_formulas_has_their_signs_upright_and_in_italics():
     page = "a<p>b</p><math><mi>φ</mi><mo>&lt;</mo><mi>h</mi></math>c"
-    assert formulas.signs([page]) == set(map(ord, "φ𝜑<hℎ"))
+    assert formulas.signs([page]) == set(map(ord, "φ𝜑<hℎ√"))
 
 
 def test_an_icon_that_does_not_exist_fails_the_build():

@@ -53,6 +53,9 @@ ITALIC = {
 }
 """Every letter that browsers set in italics when it is alone in a ``<mi>``, and its italic form."""
 
+ROOT_SIGN = 0x221A
+"""What browsers draw a ``<msqrt>`` with, which does not hold the sign itself."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -105,10 +108,10 @@ def visit_display(translator: HTML5Translator, node: nodes.math_block) -> None:
 
 
 def signs(pages: list[str]) -> set[int]:
-    """Return the letters and signs of all formulas, with the italic forms that browsers choose."""
+    """Return the letters and signs of all formulas, with those that browsers add to them."""
     texts = [html.unescape(TAG.sub("", text)) for page in pages for text in FORMULA.findall(page)]
     found = set(map(ord, "".join(texts)))
-    return found | {ITALIC[sign] for sign in found & set(ITALIC)}
+    return found | {ITALIC[sign] for sign in found & set(ITALIC)} | {ROOT_SIGN}
 
 
 def small_font(letters: set[int]) -> bytes:
