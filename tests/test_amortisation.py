@@ -196,4 +196,4 @@ def test_a_table_is_completed_row_by_row(small_world, tmp_path):
 def test_the_stored_table_has_every_encoder():
     stored = read()
     for recipe in amortisation.recipes():
-        assert amortisation._is_of(stored, recipe).sum() == 1, recipe
+        assert study.is_of(stored, recipe).sum() == 1, recipe

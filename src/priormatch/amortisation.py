@@ -10,7 +10,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
@@ -225,21 +225,11 @@ def run(wanted: Sequence[Recipe], table: Path, models: Path) -> None:
     torch.set_num_threads(1)
     done = read(table)
     for recipe in tqdm(wanted, unit="model"):
-        if not done.empty and _is_of(done, recipe).any():
+        if study.is_of(done, recipe).any():
             continue
         vae = study.trained(recipe, models)[0]["converged"].requires_grad_(False)
         row = {**asdict(recipe), **study._cells(measure(vae))}
-        done = pd.concat([done, pd.DataFrame([row])], ignore_index=True)
-        unfinished = table.with_suffix(".unfinished")
-        done.to_csv(unfinished, index=False, float_format="%.7g")
-        unfinished.replace(table)
-
-
-def _is_of(table: pd.DataFrame, recipe: Recipe) -> pd.Series:
-    same = pd.Series(True, index=table.index)
-    for field in fields(Recipe):
-        same &= table[field.name] == getattr(recipe, field.name)
-    return same
+        done = study.extend(done, [row], table)
 
 
 def read(table: Path = TABLE) -> pd.DataFrame:

@@ -431,10 +431,7 @@ def run(wanted: Sequence[Recipe], table: Path, models: Path) -> None:
     for recipe in wanted:
         if not done.empty and _is_of(done, recipe).any():
             continue
-        done = pd.concat([done, pd.DataFrame(rows(recipe, models))], ignore_index=True)
-        unfinished = table.with_suffix(".unfinished")
-        done.to_csv(unfinished, index=False, float_format="%.7g")
-        unfinished.replace(table)
+        done = study.extend(done, rows(recipe, models), table)
 
 
 def _is_of(table: pd.DataFrame, recipe: Recipe) -> pd.Series:

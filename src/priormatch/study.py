@@ -287,10 +287,16 @@ def run(
     missing = [recipe for recipe in recipes if not _holds(done, recipe)]
     futures = [executor.submit(rows, recipe, models, draws) for recipe in missing]
     for future in tqdm(as_completed(futures), total=len(futures), unit="model"):
-        done = pd.concat([done, pd.DataFrame(future.result())], ignore_index=True)
-        unfinished = table.with_suffix(".unfinished")
-        done.to_csv(unfinished, index=False, float_format="%.7g")
-        unfinished.replace(table)
+        done = extend(done, future.result(), table)
+
+
+def extend(done: pd.DataFrame, new: Sequence[dict[str, object]], table: Path) -> pd.DataFrame:
+    """Return a table with new rows, after it has replaced its file whole: a kill leaves one."""
+    done = pd.concat([done, pd.DataFrame(new)], ignore_index=True)
+    unfinished = table.with_suffix(".unfinished")
+    done.to_csv(unfinished, index=False, float_format="%.7g")
+    unfinished.replace(table)
+    return done
 
 
 def read(table: Path = TABLE) -> pd.DataFrame:
@@ -306,13 +312,18 @@ def read(table: Path = TABLE) -> pd.DataFrame:
     return done.assign(**{field.name: field.default for field in later})
 
 
+def is_of(table: pd.DataFrame, recipe: Recipe) -> pd.Series:
+    """Return for each row of a table that holds recipes whether it is of this one."""
+    same = pd.Series(True, index=table.index)
+    if not table.empty:
+        for field in fields(Recipe):
+            same &= table[field.name] == getattr(recipe, field.name)
+    return same
+
+
 def _holds(done: pd.DataFrame, recipe: Recipe) -> bool:
-    if done.empty:
-        return False
-    same = pd.Series(True, index=done.index)
-    for field in fields(Recipe):
-        same &= done[field.name] == getattr(recipe, field.name)
-    return bool(set(done.loc[same, "stage"]) == set(STAGES))
+    """Whether a table has the rows of a recipe."""
+    return not done.empty and set(done.loc[is_of(done, recipe), "stage"]) == set(STAGES)
 
 
 def _end_with_parent() -> None:
