@@ -4,14 +4,12 @@ import math
 import pytest
 import torch
 from test_evidence import NOISE, Linear, LinearPosterior, sample, seeded
-from test_study import only_a_gaussian
-from test_training import pictures
+from test_study import only_a_gaussian, small_images
 from torch import nn
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
-from priormatch import amortisation, data, evidence, study
+from priormatch import amortisation, study
 from priormatch.amortisation import gaps, measure, read, refine, run
-from priormatch.data import Digits, binarized
 from priormatch.evidence import Grid, exact_elbo, likeliest_nodes
 from priormatch.models import VAE, GaussianPosterior, standard_normal
 from priormatch.training import Recipe, build
@@ -150,18 +148,11 @@ TINY = Recipe(encoder_width=8, decoder_width=8, epochs=2, batch_size=50)
 
 @pytest.fixture
 def small_world(monkeypatch):
-    digits = Digits(pictures(300), torch.zeros(300, dtype=torch.int64))
-    for module in (data, study):
-        monkeypatch.setattr(module, "load_mnist", lambda part: digits)
-    monkeypatch.setattr(study, "EQUAL_EPOCHS", 1)
-    monkeypatch.setattr(evidence, "_REACHES", (12.0,))
-    monkeypatch.setattr(evidence, "Grid", functools.partial(Grid, spacing=0.1))
     monkeypatch.setattr(amortisation, "fit_best", only_a_gaussian)
     monkeypatch.setattr(amortisation, "refine", functools.partial(refine, steps=2))
     monkeypatch.setattr(amortisation, "_IMAGES", 10)
-    binarized.cache_clear()
-    yield
-    binarized.cache_clear()
+    with small_images(monkeypatch, 300):
+        yield
 
 
 @pytest.mark.parametrize("posterior", ["gaussian", "full covariance"])

@@ -1,4 +1,3 @@
-import functools
 import math
 import time
 from dataclasses import replace
@@ -8,14 +7,15 @@ import pytest
 import torch
 from agreement import assert_agrees
 from test_densities import corner, drawn
+from test_study import small_images
 from test_training import pictures
 from torch.distributions import Normal
 
-from priormatch import data, evidence, quality, sampling, study
+from priormatch import quality, sampling, study
 from priormatch.aggregated import AggregatedPosterior
-from priormatch.data import Digits, binarized
+from priormatch.data import binarized
 from priormatch.densities import fit_flow, fit_gaussian, fit_mixture
-from priormatch.evidence import Grid, importance_bounds
+from priormatch.evidence import importance_bounds
 from priormatch.mismatch import active_units, average
 from priormatch.models import VAE, standard_normal
 from priormatch.objectives import encode
@@ -120,20 +120,13 @@ def test_the_evidence_under_each_prior_is_that_of_importance_bounds():
 @pytest.fixture
 def small_world(monkeypatch):
     """Small images in place of MNIST, and samplers and pictures in small numbers."""
-    digits = Digits(pictures(400), torch.zeros(400, dtype=torch.int64))
-    for module in (data, study):
-        monkeypatch.setattr(module, "load_mnist", lambda part: digits)
-    monkeypatch.setattr(study, "EQUAL_EPOCHS", 1)
-    monkeypatch.setattr(evidence, "_REACHES", (12.0,))
-    monkeypatch.setattr(evidence, "Grid", functools.partial(Grid, spacing=0.1))
     monkeypatch.setattr(sampling, "mixture_sizes", lambda latent: (2,))
     monkeypatch.setattr(sampling, "fit_flow", lambda *given: fit_flow(*given, steps=15))
     monkeypatch.setattr(sampling, "PICTURES", 200)
-    for cached in (binarized, sampling.reference):
-        cached.cache_clear()
-    yield
-    for cached in (binarized, sampling.reference):
-        cached.cache_clear()
+    sampling.reference.cache_clear()
+    with small_images(monkeypatch, 400):
+        yield
+    sampling.reference.cache_clear()
 
 
 REAL = ["validation images", "test images", "training images"]

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import functools
 import os
@@ -51,19 +52,26 @@ def only_a_gaussian(codes, validation_codes, seed):
     return choose({"Gaussian": fit_gaussian(codes)}, validation_codes)
 
 
-@pytest.fixture
-def small_world(monkeypatch):
-    """Small images in place of MNIST, quick measures; equal epochs are one epoch."""
-    digits = Digits(pictures(300), torch.zeros(300, dtype=torch.int64))
+@contextlib.contextmanager
+def small_images(monkeypatch, examples):
+    """Small images in place of MNIST, coarse quadrature; equal epochs are one epoch."""
+    digits = Digits(pictures(examples), torch.zeros(examples, dtype=torch.int64))
     for module in (data, study):
         monkeypatch.setattr(module, "load_mnist", lambda part: digits)
     monkeypatch.setattr(study, "EQUAL_EPOCHS", 1)
     monkeypatch.setattr(evidence, "_REACHES", (12.0,))
     monkeypatch.setattr(evidence, "Grid", functools.partial(Grid, spacing=0.1))
-    monkeypatch.setattr(study, "fit_best", only_a_gaussian)
     binarized.cache_clear()
     yield
     binarized.cache_clear()
+
+
+@pytest.fixture
+def small_world(monkeypatch):
+    """Small images and quick measures."""
+    monkeypatch.setattr(study, "fit_best", only_a_gaussian)
+    with small_images(monkeypatch, 300):
+        yield
 
 
 def test_a_row_holds_the_recipe_and_every_measure_with_its_error(small_world, tmp_path):
