@@ -281,6 +281,31 @@ def test_looks_are_stored_of_the_models_of_the_table_alone(
         slices.store(shown, small_study[0], tmp_path, file)
 
 
+def test_looks_at_the_models_of_the_table_are_kept_and_others_made_again(
+    small_digits, small_study, tmp_path, monkeypatch
+):
+    table, file = small_study
+    before = load_file(file)
+    stale = {"3-2.rate": 1.01 * before["3-2.rate"]}
+    save_file(before | stale, file)
+    shown = [Recipe(latent_dimension=3, encoder_width=8, seed=seed) for seed in range(3)]
+    looked_at = []
+
+    def trained(recipe, folder):
+        looked_at.append(recipe.seed)
+        return {"converged": build(recipe).eval()}, []
+
+    monkeypatch.setattr(slices, "source", lambda: Source.FULL)
+    monkeypatch.setattr(slices.study, "trained", trained)
+    slices.store(shown, table, tmp_path, file)
+    assert looked_at == [1, 2]
+    after = load_file(file)
+    for name, values in after.items():
+        if name.startswith("3-0."):
+            torch.testing.assert_close(values, before[name], rtol=0, atol=0)
+    assert not torch.equal(after["3-2.codes"], before["3-2.codes"])
+
+
 def test_the_recipes_that_are_shown_differ_in_dimensions_and_seed_alone():
     found = slices.recipes()
     assert {recipe.seed for recipe in found} == set(range(5))

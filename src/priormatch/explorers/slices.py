@@ -112,26 +112,33 @@ def store(
 ) -> None:
     """Look at the converged models of those recipes that the table has rows of, and keep the looks.
 
+    Looks that the file has already, at the models of these rows, are kept as they are.
+
     Args:
         shown: Recipes that differ only in their latent dimension and their seed.
         table: The study.
         models: Folder that keeps the models of the study.
-        file: Where the looks go.
+        file: Where the looks are, and go.
 
     Raises:
         zoo.FallbackModelError: Only the fallback digits are there.
     """
     if source() is Source.FALLBACK:
         raise zoo.FallbackModelError("the study is of models of the full MNIST, and so are these")
-    measured = set(rows(table).index)
+    measured = rows(table)
+    stored = load_file(file) if file.exists() else {}
     tensors = {"labels": load_mnist("test").labels[::EVERY].to(torch.uint8)}
     for recipe in shown:
         place = (recipe.latent_dimension, recipe.seed)
-        if place in measured:
+        if place not in measured.index:
+            continue
+        looked = _looked(stored, *place)
+        if not looked or not _same_model(measured.loc[place], looked):
             kept, _ = study.trained(recipe, models)
-            for name, values in look(kept["converged"]).items():
-                tensors[_key(*place, name)] = values.contiguous()
+            looked = look(kept["converged"])
             print(f"d = {place[0]}, seed {place[1]}", flush=True)
+        for name, values in looked.items():
+            tensors[_key(*place, name)] = values.contiguous()
     made_by = {"command": "python -m priormatch.explorers.slices", "torch": torch.__version__}
     save_file(tensors, file, metadata=made_by)
 
@@ -158,11 +165,7 @@ def cells(table: Path = study.TABLE, file: Path = STORED) -> dict[tuple[int, int
     stored = load_file(file)
     found = {}
     for (latent, seed), row in rows(table).iterrows():
-        if _key(latent, seed, "codes") in stored:
-            looked = {
-                name: stored[_key(latent, seed, name)]
-                for name in ("codes", "rate", "rate_error", "marginal_kl_error")
-            }
+        if looked := _looked(stored, latent, seed):
             found[latent, seed] = _cell(row, looked)
     return found
 
@@ -220,12 +223,25 @@ def _key(latent: int, seed: int, name: str) -> str:
     return f"{latent}-{seed}.{name}"
 
 
+def _looked(stored: dict[str, Tensor], latent: int, seed: int) -> dict[str, Tensor]:
+    """Return what was stored of the look at a training: nothing, or all that `look` returns."""
+    of_it = _key(latent, seed, "")
+    return {key.removeprefix(of_it): stored[key] for key in stored if key.startswith(of_it)}
+
+
+def _of_dimensions(row: pd.Series, name: str) -> Tensor:
+    return torch.tensor([float(number) for number in row[name].split()], dtype=torch.float64)
+
+
+def _same_model(row: pd.Series, looked: dict[str, Tensor]) -> bool:
+    """Whether a row of the table and a look are of one model, by its rates."""
+    rates = _of_dimensions(row, "rate_of_dimensions")
+    return torch.allclose(rates, looked["rate"].double(), rtol=1e-3, atol=1e-5)
+
+
 def _cell(row: pd.Series, looked: dict[str, Tensor]) -> Cell:
-    rates, kls = (
-        torch.tensor([float(number) for number in row[name].split()], dtype=torch.float64)
-        for name in ("rate_of_dimensions", "kl_of_dimensions")
-    )
-    if not torch.allclose(rates, looked["rate"].double(), rtol=1e-3, atol=1e-5):
+    rates, kls = (_of_dimensions(row, name) for name in ("rate_of_dimensions", "kl_of_dimensions"))
+    if not _same_model(row, looked):
         raise zoo.StaleModelError(
             "The stored codes are of other models than the study's table: "
             "run `python -m priormatch.explorers.slices`."
