@@ -46,10 +46,10 @@ RECIPES: dict[str, Recipe] = {
     "interval": Recipe(**_AS_IN_THE_STUDY, latent_dimension=1, posterior="interval"),
     # The same networks with the prior N(0, 1).
     "line": Recipe(**_AS_IN_THE_STUDY, latent_dimension=1),
-    # The first seed of the study in two, ten and twenty dimensions.
+    # The first seed of the study in two, ten, twenty and fifty dimensions.
     **{
         f"d{latent}-seed0": Recipe(**_AS_IN_THE_STUDY, latent_dimension=latent)
-        for latent in (2, 10, 20)
+        for latent in (2, 10, 20, 50)
     },
     # The one of them in ten dimensions again, with a VampPrior in place of N(0, I).
     "vamp-d10-seed0": Recipe(**_AS_IN_THE_STUDY, latent_dimension=10, prior="vamp"),
