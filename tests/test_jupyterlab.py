@@ -1,5 +1,7 @@
 """The explorers as widgets: in a real JupyterLab with a kernel, from the browser and from Python.
 
+Every control that a page shows is moved there, also one that nobody told this test of.
+
 What the widgets carry is made here once and read by the kernel from files: encoding MNIST again is
 not what is tested, and would take most of the time.
 """
@@ -18,7 +20,7 @@ from pathlib import Path
 import pytest
 from nbformat import write
 from nbformat.v4 import new_code_cell, new_notebook
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, ElementHandle, Locator, Page
 from test_explorers import MAKERS
 
 from priormatch.explorers import assets
@@ -50,7 +52,9 @@ def state(name):
 
 
 def tell(name):
-    Path("told", name).write_text(json.dumps(state(name)))
+    # Whoever reads it meanwhile finds it whole.
+    Path("told", name + ".new").write_text(json.dumps(state(name)))
+    Path("told", name + ".new").replace(Path("told", name))
 
 
 first = {{name: state(name) for name in shown}}
@@ -66,15 +70,39 @@ for name, traits in first.items():
             setattr(shown[name], trait, value)
 """
 
-# What a reader sees of an explorer, without what is only spoken or said while something loads.
-LOOK = """explorer => {
+# What a reader sees of a figure, without what is only spoken or said while something loads.
+FIGURE = """explorer => {
   const copy = explorer.cloneNode(true);
   for (const node of copy.querySelectorAll(".explorer-spoken, .explorer-status")) node.remove();
   // What was set and taken back leaves empty attributes behind.
   return copy.innerHTML.replaceAll(/ (style|d)=""/g, "") +
-    [...explorer.querySelectorAll("canvas")].map(c => c.toDataURL()).join() +
-    [...explorer.querySelectorAll("input")].map(i => i.value + i.checked).join();
+    [...explorer.querySelectorAll("canvas")].map(c => c.toDataURL()).join();
 }"""
+LOOK = f"""explorer => ({FIGURE})(explorer) +
+  [...explorer.querySelectorAll("input")].map(i => i.value + i.checked).join()"""
+
+# Whatever takes the keyboard's focus, a click, or a finger for itself.
+CONTROLS = """explorer => [...explorer.querySelectorAll("*")].filter(node =>
+  node.matches("input, button, select, textarea, [tabindex]") ||
+  getComputedStyle(node).touchAction === "none"
+).filter(node =>  // a single choice is none
+  node.type !== "radio" || explorer.querySelectorAll(`[name="${node.name}"]`).length > 1)"""
+# The last first: what a choice brings to light is moved before the next choice hides it again.
+NEXT = """controls => {
+  const ready = (node) => node.checkVisibility() && !(node.type === "radio" && node.checked);
+  const place = controls.findLastIndex(ready);
+  return place < 0 ? null : controls.splice(place, 1)[0];
+}"""
+WAYS = """node => {
+  const clicked = ["radio", "checkbox", "button"].includes(node.type);
+  const dragged = getComputedStyle(node).touchAction === "none";
+  return [clicked && "click", !clicked && node.tabIndex === 0 && "key", dragged && "drag"]
+    .filter(Boolean);
+}"""
+NAME = "node => node.cloneNode().outerHTML + node.parentElement.innerText.slice(0, 40)"
+
+GIVEN = {"offers"}
+"""Traits that say what there is to choose from."""
 
 # The indicator in the toolbar says "idle" also before there is a kernel; a cell that is run then is
 # left out without a word.
@@ -142,7 +170,7 @@ def wait_for(condition, complaint: str, file: Path | None = None) -> None:
     while not condition():
         if time.monotonic() > end:
             pytest.fail(complaint + (f":\n{file.read_text()[-3000:]}" if file else ""))
-        time.sleep(0.2)
+        time.sleep(0.05)
 
 
 def write_notebook(folder: Path) -> None:
@@ -172,6 +200,54 @@ def run_cell(tab: Page, place: int) -> None:
     assert (tab.evaluate("ran"), errors) == (True, [])
 
 
+def move(tab: Page, control: ElementHandle, way: str) -> None:
+    """Move a control by a click, by a key, or by dragging the mouse across it."""
+    control.scroll_into_view_if_needed()
+    if way == "click":
+        control.click()
+    elif way == "key":
+        control.focus()
+        tab.keyboard.press("ArrowRight")
+    else:
+        box = control.bounding_box()
+        for share, act in ((0.4, tab.mouse.down), (0.6, tab.mouse.up)):
+            tab.mouse.move(box["x"] + share * box["width"], box["y"] + share * box["height"])
+            act()
+        # Some figures follow a mouse that rests on them.
+        tab.mouse.move(0, 0)
+
+
+def traits_moved(
+    tab: Page, explorer: Locator, told: Path, control: ElementHandle, way: str
+) -> set[str]:
+    """Move a control, see that the figure changes, and return the traits of which Python hears."""
+    what = f"a {way} of {control.evaluate(NAME)} in {told.name}"
+    # All that came of the move before has arrived.
+    wait_for(lambda: time.time() - told.stat().st_mtime > 0.3, f"no rest before {what}")
+    old, figure = json.loads(told.read_text()), explorer.evaluate(FIGURE)
+    text = control.text_content()
+    move(tab, control, way)
+    wait_for(lambda: json.loads(told.read_text()) != old, f"Python hears nothing of {what}")
+    wait_for(lambda: explorer.evaluate(FIGURE) != figure, f"the figure does not change by {what}")
+    new = json.loads(told.read_text())
+    if control.text_content() != text:
+        control.click()  # a button that says "Stop" now
+    return {trait for trait in old if new[trait] != old[trait]}
+
+
+def move_every_control(tab: Page, explorer: Locator, told: Path) -> None:
+    """Move each control of an explorer, and find that they move all of its traits."""
+    moved: set[str] = set()
+    waiting = explorer.evaluate_handle(CONTROLS)
+    while control := waiting.evaluate_handle(NEXT).as_element():
+        ways = control.evaluate(WAYS)
+        assert ways, f"how is this moved? {control.evaluate(NAME)}"
+        for way in ways:
+            moved |= traits_moved(tab, explorer, told, control, way)
+    assert waiting.evaluate(f"controls => controls.map({NAME})") == [], "these are never shown"
+    assert moved == set(json.loads(told.read_text())) - GIVEN, told.name
+
+
 def test_explorers_are_widgets_in_jupyterlab(tmp_path, lab, browser: Browser):
     write_notebook(tmp_path)
     context = browser.new_context(viewport={"width": 1280, "height": 1000}, reduced_motion="reduce")
@@ -198,17 +274,8 @@ def test_explorers_are_widgets_in_jupyterlab(tmp_path, lab, browser: Browser):
     groups = tab.locator("[role=radiogroup]").all()
     assert [group.locator(":checked").count() for group in groups] == [1] * len(groups)
 
-    # A control moved in the browser arrives in Python.
     for name, explorer in living.items():
-        told = tmp_path / "told" / name
-        first = json.loads(told.read_text())
-        explorer.locator("input[type=range], input:checked").first.focus()
-        tab.keyboard.press("ArrowRight")
-        wait_for(
-            lambda file=told, old=first: json.loads(file.read_text() or "0") not in (0, old),
-            f"Python hears nothing of a control of {name}",
-        )
-        assert explorer.evaluate(LOOK) != looks[name], name
+        move_every_control(tab, explorer, tmp_path / "told" / name)
 
     # Traits that are set in Python move the figure, here back to where it was.
     run_cell(tab, 1)
