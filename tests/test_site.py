@@ -185,6 +185,16 @@ WIDER_THAN_THE_SCREEN = """() => document.documentElement.scrollWidth <= innerWi
     .filter(e => e.getBoundingClientRect().right > innerWidth + 1)
     .map(e => `${e.tagName}.${e.className}`).slice(-3)"""
 
+# What moved by itself, and by how much, as Lighthouse counts it; a pixel here or there is let pass.
+JUMPS = """async () => {
+  await document.fonts.ready;
+  for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame);
+  const observer = new PerformanceObserver(() => {});
+  observer.observe({ type: "layout-shift", buffered: true });
+  return observer.takeRecords().filter(({ value }) => value > 0.005).map(({ value, sources }) =>
+    `by ${value.toFixed(3)}: ${sources.map(({ node }) => node?.textContent.trim().slice(0, 40))}`);
+}"""
+
 
 def faults_in_browser(browser: Browser, address: str, page: str, width: int) -> list[str]:
     """Open a page and list everything that is wrong with it."""
@@ -208,6 +218,7 @@ def faults_in_browser(browser: Browser, address: str, page: str, width: int) -> 
     tab.goto(address + page, wait_until="load")
     faults += [f"mathematics: {text}" for text in tab.evaluate(UNRENDERED)]
     faults += [f"wider than the screen: {tag}" for tag in tab.evaluate(WIDER_THAN_THE_SCREEN)]
+    faults += [f"jump while loading {what}" for what in tab.evaluate(JUMPS)]
     context.close()
     return faults
 
@@ -364,11 +375,13 @@ def test_faults_in_a_browser_are_found(browser, tmp_path):
         "<main><p>An $x$ and <code>$y$</code> and <i class=math>z</i> and \\frac."
         "<p><math></math><math><merror>wrong</merror></math>"
         "<p style='width: 2000px'>Wide."
-        "<img src='https://example.org/a.png'><script>throw Error('broken')</script></main>"
+        "<img src='https://example.org/a.png'><p id=low style='height: 200px'>Low."
+        "<script>requestAnimationFrame(() => setTimeout(() => low.style.marginTop = '200px'));"
+        "throw Error('broken')</script></main>"
     )
     faults = faults_in_browser(browser, f"file://{tmp_path}/", "page.html", 390)
     mathematics = [f"mathematics: {fault}" for fault in ("An $x$", "z", "and \\frac.", "wrong")]
-    kinds = ("request to https", "script: broken", "wider than", *mathematics)
+    kinds = ("request to https", "script: broken", "wider than", "jump while", *mathematics)
     assert all(any(kind in fault for fault in faults) for kind in kinds), faults
     assert not any("$y$" in fault for fault in faults)
 

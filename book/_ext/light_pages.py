@@ -10,6 +10,7 @@ What the theme and the other extensions write is mended once the site is finishe
 3. A figure travels as WebP, without loss at half the size; it says how large it is, so that text
    does not jump when it arrives, and is loaded when near.
 4. The entries of a bibliography are a list with roles that a screen reader understands.
+5. What is seen first is not moved and not recoloured by what comes later.
 
 While the pages are written, each gets a description in plain words and the date of its last commit.
 """
@@ -53,6 +54,18 @@ FONT_SOURCE = re.compile(r"src:url\(\.\./vendor/fontawesome/webfonts/([\w-]+)\.w
 PRIVATE_LETTER = re.compile(r'"\\([ef][0-9a-f]{3})"|([\ue000-\uf8ff])', re.IGNORECASE)
 """An icon that a style sheet names by its letter."""
 SCRIPT = re.compile(r'<script(?P<attributes>[^>]*) src="(?P<src>[^"]*)"(?P<rest>[^>]*)></script>')
+
+BEFORE_THE_FIRST_PICTURE = """\
+document.fonts.forEach((font) => font.load());
+if (document.documentElement.dataset.theme === "auto")
+  document.documentElement.dataset.theme =
+    matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";"""
+"""Runs once the style sheets are there, and before the text.
+
+A browser would unpack even a font inside a style sheet only when it meets a letter of it, draw the
+text without, and move it when the font is ready. And on a first visit a page has no colours before
+the theme's script has turned "auto" into one of its two palettes.
+"""
 
 DESCRIPTION_LENGTH = 200
 """More characters of a description are shown nowhere."""
@@ -347,5 +360,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     logging.getLogger("fontTools").setLevel(logging.WARNING)
     # Before sphinxext-opengraph, which would take formulas for words.
     app.connect("html-page-context", describe_page, priority=400)
+    app.add_js_file(None, body=BEFORE_THE_FIRST_PICTURE)
     app.connect("build-finished", finish_site, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
