@@ -78,7 +78,7 @@ def grid() -> list[Recipe]:
         replace(_BASE, latent_dimension=latent, encoder_depth=depth, encoder_width=width)
         for latent, depth, width in ((2, 1, 500), (2, 3, 500), (2, 2, 100), (10, 3, 500))
     ]
-    dimensions = [replace(_BASE, latent_dimension=latent) for latent in (10, 20)]
+    dimensions = [replace(_BASE, latent_dimension=latent) for latent in (3, 5, 10, 20, 50)]
     cells = [*beta, *encoder, *dimensions]
     return [replace(cell, seed=seed) for seed in SEEDS for cell in cells]
 

@@ -452,6 +452,7 @@ class DimensionsExplorer(Explorer):
         "dimensions, sorted by their rate. Each dot is a draw of the posterior of one of 500 test "
         "images; the circles hold 50, 90 and 99 % of the mass of N(0, I) in this plane. A match "
         "would have a joint bound of 0, a hole share of 0.01 and a classifier accuracy of 0.5. "
+        "A bound is as tight as the density that could be fitted, and loosest with d = 50. "
         "Standard errors are over images and draws, of this one training; another seed is another."
     )
     alt = (
