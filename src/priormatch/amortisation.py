@@ -208,8 +208,8 @@ def recipes() -> list[Recipe]:
     encoders = [
         question,
         replace(question, posterior="full covariance"),
-        *(replace(question, encoder_depth=depth) for depth in (1, 3)),
-        replace(question, encoder_width=100),
+        *(replace(question, encoder_depth=depth) for depth in (1, 3, 4)),
+        *(replace(question, encoder_width=width) for width in (100, 1000)),
     ]
     return [replace(encoder, seed=seed) for seed in study.SEEDS for encoder in encoders]
 
