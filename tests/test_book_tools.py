@@ -213,12 +213,14 @@ def test_an_update_keeps_what_is_written_by_hand():
         "gone": CLOSED,
         "trained": TRAINED,
         "ordered": ORDERING,
+        "live": TRAINED | {"run": {"value": 2.1, "standard_error": 0.1}},
     }
     results = {
         "closed": run_of(CLOSED, 3.0),
         "drawn": run_of(MONTE_CARLO, 3.0, 0.2),
         "new": run_of(CLOSED, 1.0),
         "trained": run_of(TRAINED, 9.0),
+        "live": run_of(TRAINED, 2.3, 0.2),
         "new_ordered": run_of(ORDERING, 9.0),
     }
     new, changes = updated(stored, results)
@@ -228,8 +230,15 @@ def test_an_update_keeps_what_is_written_by_hand():
         "new": CLOSED | {"value": 1.0},
         "trained": TRAINED,
         "ordered": ORDERING,
+        "live": TRAINED | {"run": {"value": 2.3, "standard_error": 0.2}},
     }
-    assert [change.partition(":")[0] for change in changes] == ["gone", "closed", "drawn", "new"]
+    assert [change.partition(":")[0] for change in changes] == [
+        "gone",
+        "closed",
+        "drawn",
+        "new",
+        "live",
+    ]
 
 
 def test_references_survive_a_file(tmp_path):
@@ -312,12 +321,33 @@ def test_a_typed_number_is_compared_to_its_digits(text, value, standard_error, f
     assert (typed_complaint(mark, run, None) is None) == fits
 
 
-def test_a_typed_number_may_be_the_reference_if_the_run_is_within_rounding():
+REMEMBERED = {"run": {"value": 2.0, "standard_error": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("reference", "value", "fits"),
+    [
+        (MONTE_CARLO, 2.4, True),
+        (MONTE_CARLO, 2.6, False),
+        (CLOSED, 2.0051, False),
+        (TRAINED, 2.3, False),
+        (TRAINED | REMEMBERED, 2.3, True),
+        (TRAINED | REMEMBERED, 2.5, False),
+        (ORDERING, 2.3, False),
+        (ORDERING | REMEMBERED, 2.3, True),
+        (ORDERING | REMEMBERED, 3.3, False),
+    ],
+)
+def test_a_typed_number_may_be_that_of_another_run_in_the_band(reference, value, fits):
     (mark,) = marks(passage("2.00<!--=kl-->"))
-    assert typed_complaint(mark, run_of(MONTE_CARLO, 2.05, 0.1), MONTE_CARLO) is None
-    assert typed_complaint(mark, run_of(MONTE_CARLO, 2.15, 0.1), MONTE_CARLO) is not None
-    assert typed_complaint(mark, run_of(CLOSED, 2.0051), CLOSED) is not None
-    assert typed_complaint(mark, run_of(ORDERING, 2.05), ORDERING) is not None
+    assert (typed_complaint(mark, run_of(reference, value, 0.1), reference) is None) == fits
+
+
+def test_a_typed_number_and_its_error_are_of_one_run():
+    for text, fits in (("2.00 ± 0.10", True), ("2.10 ± 0.12", True), ("2.00 ± 0.12", False)):
+        (mark,) = marks(passage(f"{text}<!--=kl-->"))
+        run = run_of(MONTE_CARLO, 2.1, 0.12)
+        assert (typed_complaint(mark, run, MONTE_CARLO) is None) == fits
 
 
 @pytest.mark.parametrize(

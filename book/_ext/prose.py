@@ -180,34 +180,30 @@ def unmarked(passage: Passage) -> list[str]:
 def complaint(mark: Mark, run: references.Entry, reference: references.Entry | None) -> str | None:
     """Say what is wrong with a typed number, or return None.
 
-    To the digits typed it is the run's; or the reference's, where the run is so near it that it
-    differs by rounding alone: another processor adds up in another order.
+    To the digits typed it is the run's; or that of the run that the reference remembers, if the new
+    one lies in the reference's band: another processor adds up in another order.
     """
-    near = reference is not None and abs(run["value"] - reference.get("value", run["value"])) <= (
-        _rounding_room(run, reference)
-    )
-    for typed, key, label in (
-        (mark.match["value"], "value", "the value"),
-        (mark.match["error"], "standard_error", "the standard error"),
-    ):
-        if typed is None:
-            continue
-        if run[key] is None:
-            return f"{mark.match[0]!r} types a standard error, and the result has none"
-        shown = [run[key]]
-        if near and reference is not None and reference.get(key) is not None:
-            shown.append(reference[key])
-        if not any(agrees(typed, number * mark.scale) for number in shown):
-            return f"{mark.match[0]!r} types {typed}, {label} is {run[key] * mark.scale!r}"
-    return None
+    parts = [
+        (mark.match[part], key, label)
+        for part, key, label in (
+            ("value", "value", "the value"),
+            ("error", "standard_error", "the standard error"),
+        )
+        if mark.match[part] is not None
+    ]
 
+    def wrong_with(one: references.Entry) -> str | None:
+        for typed, key, label in parts:
+            if one.get(key) is None:
+                return f"{mark.match[0]!r} types {label}, and the result has none"
+            if not agrees(typed, one[key] * mark.scale):
+                return f"{mark.match[0]!r} types {typed}, {label} is {one[key] * mark.scale!r}"
+        return None
 
-def _rounding_room(run: references.Entry, reference: references.Entry) -> float:
-    if run["kind"] == "Monte Carlo":
-        return run["standard_error"]
-    if run["kind"] == "trained model":
-        return references.STANDARD_DEVIATIONS * reference.get("standard_deviation", 0.0)
-    return references.RELATIVE * abs(run["value"])
+    in_band = reference is not None and references.complaint(run, reference) is None
+    if in_band and wrong_with(references.typed(reference)) is None:
+        return None
+    return wrong_with(run)
 
 
 def decimals(typed: str) -> int:

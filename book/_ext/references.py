@@ -12,6 +12,11 @@ trained model
 ordering
     ``above`` or ``below`` or both, as written by hand: the run lies between them.
 
+The text types the numbers of one run, and a training within a chapter ends elsewhere on another
+processor. Where it does, the entry of a trained model or of an ordering has ``run``, the ``value``
+and ``standard_error`` of the typed run, and the text is right while the new run lies in the band.
+Entries of the other kinds are of that run themselves.
+
 Every entry also says in ``full_data`` whether the number needs the full MNIST; such a number is not
 compared in a book built on the fallback digits.
 """
@@ -103,13 +108,18 @@ def complaint(run: Entry, reference: Entry) -> str | None:
     return f"value {value!r}, reference {expected!r}, band ± {room:.3g}"
 
 
+def typed(reference: Entry) -> Entry:
+    """Return value and standard error of the run whose numbers the text types, if it is known."""
+    return reference if reference["kind"] in FROM_ONE_RUN else reference.get("run", {})
+
+
 def updated(
     references: dict[str, Entry], results: dict[str, Entry]
 ) -> tuple[dict[str, Entry], list[str]]:
     """Bring the references up to a run, as far as one run can, and say what changed.
 
     Entries of closed forms and Monte Carlo estimates are written anew, added or removed; bounds and
-    flags in them are kept. All other entries stay as they are.
+    flags in them are kept. All other entries stay as they are, but for a ``run`` that they have.
     """
     kept = {
         name: entry
@@ -121,7 +131,8 @@ def updated(
         old = kept.pop(name, None)
         if result["kind"] not in FROM_ONE_RUN or (old and old["kind"] not in FROM_ONE_RUN):
             if old:
-                new[name] = old
+                run = {key: result[key] for key in ("value", "standard_error")}
+                new[name] = old | ({"run": run} if "run" in old else {})
             continue
         entry = {"kind": result["kind"], "value": result["value"]}
         if result["kind"] == "Monte Carlo":
