@@ -75,7 +75,7 @@ def grid() -> list[Recipe]:
     """Return the recipes of the study, one seed of each before the next seed of any."""
     beta = [replace(_BASE, beta=beta) for beta in (1.0, 0.01, 0.1, 3.0, 10.0, 30.0, 100.0)]
     shapes = [(2, 1, 500), (2, 3, 500), (2, 4, 500), (2, 2, 100), (2, 2, 1000)]
-    shapes += [(10, 1, 500), (10, 3, 500), (10, 4, 500)]
+    shapes += [(10, 1, 500), (10, 3, 500), (10, 4, 500), (10, 2, 100), (10, 2, 1000)]
     encoder = [
         replace(_BASE, latent_dimension=latent, encoder_depth=depth, encoder_width=width)
         for latent, depth, width in shapes
