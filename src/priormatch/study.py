@@ -73,15 +73,18 @@ _BASE = Recipe(schedule="inverse root", gradient_norm=100.0, weight_average=0.99
 
 def grid() -> list[Recipe]:
     """Return the recipes of the study, one seed of each before the next seed of any."""
-    beta = [replace(_BASE, beta=beta) for beta in (1.0, 0.01, 0.1, 3.0, 10.0, 30.0, 100.0)]
-    shapes = [(2, 1, 500), (2, 3, 500), (2, 4, 500), (2, 2, 100), (2, 2, 1000)]
-    shapes += [(10, 1, 500), (10, 3, 500), (10, 4, 500), (10, 2, 100), (10, 2, 1000)]
+    dimensions = [
+        replace(_BASE, latent_dimension=latent, encoder_depth=depth)
+        for depth in (2, 3)
+        for latent in (2, 3, 5, 10, 20, 50)
+    ]
+    beta = [replace(_BASE, beta=beta) for beta in (0.01, 0.1, 3.0, 10.0, 30.0, 100.0)]
     encoder = [
         replace(_BASE, latent_dimension=latent, encoder_depth=depth, encoder_width=width)
-        for latent, depth, width in shapes
+        for latent in (2, 10)
+        for depth, width in ((1, 500), (4, 500), (2, 100), (2, 1000))
     ]
-    dimensions = [replace(_BASE, latent_dimension=latent) for latent in (3, 5, 10, 20, 50)]
-    cells = [*beta, *encoder, *dimensions]
+    cells = [*dimensions, *beta, *encoder]
     return [replace(cell, seed=seed) for seed in SEEDS for cell in cells]
 
 
