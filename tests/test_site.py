@@ -74,6 +74,15 @@ def test_page_describes_itself_where_it_is_shared(page, site):
 
 
 @each_page
+def test_what_unfolds_a_table_of_results_is_called_what_it_says(page, site):
+    document = parse(site / page)
+    assert not document.select("summary[aria-label]")
+    folds = [summary.get_text() for summary in document.select("#results summary")]
+    assert all("Show the table of results" in fold for fold in folds)
+    assert len(folds) == len(document.select("#results"))
+
+
+@each_page
 def test_page_tells_when_it_was_last_changed(page, site):
     footer = parse(site / page).select_one("footer.bd-footer-content").get_text()
     assert "Last updated on" in footer

@@ -214,9 +214,10 @@ def images_that_wait(html: str, folder: Path) -> str:
 
 
 def accessible(html: str) -> str:
-    """Hide icons from screen readers, and make the entries of a bibliography items of its list."""
+    """Hide icons from screen readers, mend the list of a bibliography, and let text name folds."""
     html = re.sub(r'<i class="(?=[^"]*\bfa[srb]?\b)', '<i aria-hidden="true" class="', html)
-    return html.replace('role="doc-biblioentry"', 'role="listitem"')
+    html = html.replace('role="doc-biblioentry"', 'role="listitem"')
+    return html.replace('<summary aria-label="Toggle hidden content">', "<summary>")
 
 
 def finish_site(app: Sphinx, exception: Exception | None) -> None:
