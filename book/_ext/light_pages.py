@@ -214,10 +214,11 @@ def images_that_wait(html: str, folder: Path) -> str:
 
 
 def accessible(html: str) -> str:
-    """Hide icons from screen readers, mend the list of a bibliography, and let text name folds."""
+    """Hide icons from screen readers, mend the list of a bibliography, and let text be a name."""
     html = re.sub(r'<i class="(?=[^"]*\bfa[srb]?\b)', '<i aria-hidden="true" class="', html)
     html = html.replace('role="doc-biblioentry"', 'role="listitem"')
-    return html.replace('<summary aria-label="Toggle hidden content">', "<summary>")
+    html = html.replace('<summary aria-label="Toggle hidden content">', "<summary>")
+    return re.sub(r'(<button [^>]*\bsearch-button-field\b[^>]*?) aria-label="[^"]*"', r"\1", html)
 
 
 def finish_site(app: Sphinx, exception: Exception | None) -> None:
