@@ -126,3 +126,50 @@ def test_the_rate_is_the_monte_carlo_mean_of_its_log_ratio():
         MultivariateNormal(torch.zeros(2), torch.eye(2)),
     )
     assert rate == pytest.approx(exact.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"posterior": "gaussian"},
+        {"posterior": "full covariance"},
+        {"posterior": "interval"},
+        {"prior": "vamp"},
+    ],
+)
+def test_mixed_precision_is_in_the_layers_alone(kind):
+    vae = build(Recipe(**kind, encoder_width=64, decoder_width=64))
+    images = torch.bernoulli(torch.full((50, 784), 0.2), generator=torch.Generator().manual_seed(1))
+
+    def parts_and_gradients(number_format):
+        vae.zero_grad()
+        parts = bound_parts(vae, images, torch.Generator().manual_seed(0), number_format)
+        (parts.distortion + parts.rate).mean().backward()
+        return parts, torch.cat([weights.grad.flatten() for weights in vae.parameters()])
+
+    single, slopes = parts_and_gradients(torch.float32)
+    mixed, mixed_slopes = parts_and_gradients(torch.bfloat16)
+    again, _ = parts_and_gradients(torch.bfloat16)
+    assert torch.equal(mixed.distortion, again.distortion)
+    assert not torch.equal(mixed.distortion, single.distortion)
+    # bfloat16 has 8 significant bits, 0.2 % each; pixels' errors average out in the sum.
+    torch.testing.assert_close(mixed.distortion, single.distortion, rtol=1e-3, atol=0)
+    torch.testing.assert_close(mixed.rate, single.rate, rtol=1e-2, atol=1e-3)
+    assert (mixed_slopes - slopes).norm() < 0.02 * slopes.norm()
+
+
+def test_mixed_precision_moves_no_code_by_a_scale_and_sums_pixels_in_single_precision():
+    vae = build(Recipe())
+    images = torch.bernoulli(torch.full((50, 784), 0.2), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        # Means near 3 with scales of 0.004, as with a rate that weighs 0.01.
+        vae.encoder.network[-1].bias.copy_(torch.tensor([3.0, -3.0, -11.0, -11.0]))
+        exact, codes = vae.posterior(images), vae.posterior(images).mean
+        entered = vae.decoder.network[0](codes)
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed, likelihood = vae.posterior(images), vae.likelihood(codes)
+            assert torch.equal(vae.decoder.network[0](codes), entered)
+            assert vae.decoder.network[2](entered).dtype is torch.bfloat16
+    assert ((mixed.mean - exact.mean) / exact.stddev).abs().max() < 0.2
+    assert (mixed.stddev / exact.stddev - 1).abs().max() < 0.01
+    assert likelihood.base_dist.logits.dtype is torch.float32

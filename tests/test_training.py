@@ -7,6 +7,8 @@ import time
 import pytest
 import torch
 
+from priormatch.data import binarize
+from priormatch.objectives import bound_parts_in_chunks
 from priormatch.training import (
     CheckpointMismatchError,
     DivergedError,
@@ -72,6 +74,40 @@ def test_nothing_depends_on_the_global_generator():
     before = torch.get_rng_state()
     assert same_weights(first.model, small_fit().model)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_mixed_precision_trains_as_well_and_repeats_itself():
+    recipe = dataclasses.replace(SMALL, epochs=20)
+    single = small_fit(recipe)
+    mixed = small_fit(recipe, number_format=torch.bfloat16)
+    assert same_weights(mixed.model, small_fit(recipe, number_format=torch.bfloat16).model)
+    assert not same_weights(mixed.model, single.model)
+    assert {weights.dtype for weights in mixed.model.parameters()} == {torch.float32}
+    first, last = single.history[0].validation_elbo, single.history[-1].validation_elbo
+    assert abs(mixed.history[-1].validation_elbo - last) < 0.02 * (last - first)
+    assert {epoch.number_format for epoch in mixed.history} == {"bfloat16"}
+    assert {epoch.number_format for epoch in single.history} == {"float32"}
+
+
+def test_a_training_that_goes_on_elsewhere_tells_both_number_formats(tmp_path):
+    checkpoint = tmp_path / "training"
+
+    def stop(epoch, model):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        small_fit(checkpoint=checkpoint, after_epoch=stop)
+    history = small_fit(checkpoint=checkpoint, number_format=torch.bfloat16).history
+    assert [epoch.number_format for epoch in history] == ["float32", "bfloat16", "bfloat16"]
+
+
+def test_mixed_precision_is_validated_in_single_precision():
+    images = pictures(40, seed=1)
+    mixed = small_fit(number_format=torch.bfloat16)
+    validation = binarize(images, torch.Generator().manual_seed(0))
+    parts = bound_parts_in_chunks(mixed.model, validation, torch.Generator().manual_seed(0))
+    assert mixed.history[-1].validation_distortion == parts.distortion.mean().item()
 
 
 def test_training_raises_the_bound_of_unseen_images():

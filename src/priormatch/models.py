@@ -237,7 +237,8 @@ class BernoulliLikelihood(nn.Module):
 
     def forward(self, codes: Float[Tensor, "*batch latent"]) -> Independent:
         """Return the likelihoods: batch shape ``batch``, event shape ``(pixels,)``."""
-        logits = self.network(codes)
+        # Under autocast the network ends in bfloat16, and the pixels' sum would lose its digits.
+        logits = self.network(codes).to(codes.dtype)
         return Independent(Bernoulli(logits=logits, validate_args=False), 1, validate_args=False)
 
 
@@ -303,19 +304,33 @@ def uniform_interval(latent_dimension: int) -> Independent:
     return Independent(Uniform(zeros, zeros + INTERVAL), 1)
 
 
+class _CodeLinear(nn.Linear):
+    """Layer from or to codes: in the format of its weights, where autocast takes bfloat16.
+
+    A bfloat16 between 2 and 4 is a multiple of 0.016, and posteriors can be narrower than that.
+    """
+
+    def forward(self, inputs: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(inputs.to(self.weight.dtype))
+
+
 def multilayer_perceptron(widths: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
     """Chain linear layers of the given widths, with an activation between each two of them.
+
+    The layer at the narrow end, where the codes are, keeps single precision in mixed precision.
 
     >>> multilayer_perceptron([784, 500, 4], nn.ReLU)
     Sequential(
       (0): Linear(in_features=784, out_features=500, bias=True)
       (1): ReLU()
-      (2): Linear(in_features=500, out_features=4, bias=True)
+      (2): _CodeLinear(in_features=500, out_features=4, bias=True)
     )
     """
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
-        layers += [nn.Linear(inputs, outputs), activation()]
+        linear = _CodeLinear if min(inputs, outputs) == min(widths) else nn.Linear
+        layers += [linear(inputs, outputs), activation()]
     return nn.Sequential(*layers[:-1])
 
 

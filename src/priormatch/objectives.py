@@ -29,7 +29,10 @@ class BoundParts(NamedTuple):
 
 
 def bound_parts(
-    vae: VAE, images: Float[Tensor, "examples pixels"], generator: torch.Generator
+    vae: VAE,
+    images: Float[Tensor, "examples pixels"],
+    generator: torch.Generator,
+    number_format: torch.dtype = torch.float32,
 ) -> BoundParts:
     r"""Estimate the parts of the ELBO of each image from one draw of its posterior.
 
@@ -40,6 +43,9 @@ def bound_parts(
         images: Pixels in {0, 1}, of shape ``(examples, pixels)``. Grey values in [0, 1] give the
             cross-entropy that many tutorials train with, which is no likelihood.
         generator: Source of the posterior's draws.
+        number_format: That of the layers' matrix products, ``torch.float32`` or, for mixed
+            precision, ``torch.bfloat16``. Layers next to the codes, draws, divergences and the
+            layers of a prior are in single precision always.
 
     Returns:
         Distortion and rate, each of shape ``(examples,)``, in nats.
@@ -48,9 +54,13 @@ def bound_parts(
 
     Introduced in "The KL term".
     """
-    posterior = vae.posterior(images)
+    mixed = torch.autocast("cpu", torch.bfloat16, enabled=number_format is torch.bfloat16)
+    with mixed:
+        posterior = vae.posterior(images)
     codes = draw(posterior, generator)
-    distortion = -vae.likelihood(codes).log_prob(images)
+    with mixed:
+        likelihood = vae.likelihood(codes)
+    distortion = -likelihood.log_prob(images)
     try:
         rate = kl_divergence(posterior, vae.prior)
     except NotImplementedError:  # no closed form: for instance a mixture in place of N(0, I)

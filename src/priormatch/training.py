@@ -114,6 +114,7 @@ class Epoch(NamedTuple):
     validation_distortion: float
     validation_rate: float
     seconds: float
+    number_format: str = "float32"
 
     @property
     def train_elbo(self) -> float:
@@ -174,11 +175,13 @@ def fit(
     checkpoint: Path | None = None,
     progress: bool = True,
     after_epoch: Callable[[int, VAE], None] | None = None,
+    number_format: torch.dtype = torch.float32,
 ) -> Trained:
     """Train the VAE of a recipe.
 
-    The same recipe and images give the same model, to the bit, on the same machine and number of
-    threads; so does a training that was killed and started again with the same `checkpoint`.
+    The same recipe, images and number format give the same model, to the bit, on the same machine
+    and number of threads; so does a training that was killed and started again with the same
+    `checkpoint`.
 
     Args:
         recipe: What to train.
@@ -187,6 +190,8 @@ def fit(
         checkpoint: File that holds the state after each epoch; removed when training ends.
         progress: Whether to show a progress bar on stderr.
         after_epoch: Called with the number of finished epochs and the model, first with 0.
+        number_format: That of the layers' matrix products in training, ``torch.float32`` or
+            ``torch.bfloat16``; see `bound_parts`. Weights and validation are in single precision.
 
     Returns:
         The model, in evaluation mode, and its history, an entry an epoch.
@@ -239,7 +244,15 @@ def fit(
             break
         start = time.perf_counter()
         distortion, rate = _train_epoch(
-            recipe, model, average, optimiser, schedule, train_images, batches, generator
+            recipe,
+            model,
+            average,
+            optimiser,
+            schedule,
+            train_images,
+            batches,
+            generator,
+            number_format,
         )
         held_out = bound_parts_in_chunks(returned, validation_pixels, _generator(recipe))
         history.append(
@@ -250,6 +263,7 @@ def fit(
                 held_out.distortion.mean().item(),
                 held_out.rate.mean().item(),
                 time.perf_counter() - start,
+                str(number_format).removeprefix("torch."),
             )
         )
         epochs.set_postfix_str(f"validation ELBO {history[-1].validation_elbo:.2f} nats")
@@ -286,6 +300,7 @@ def _train_epoch(
     images: Tensor,
     batches: int,
     generator: torch.Generator,
+    number_format: torch.dtype,
 ) -> tuple[float, float]:
     order = torch.randperm(len(images), generator=generator)
     distortion = rate = 0.0
@@ -293,7 +308,7 @@ def _train_epoch(
         pixels = images[batch]
         if recipe.pixels == "binarised":
             pixels = binarize(pixels, generator)
-        parts = bound_parts(model, pixels, generator)
+        parts = bound_parts(model, pixels, generator, number_format)
         loss = (parts.distortion + recipe.beta * parts.rate).mean()
         if not math.isfinite(loss.item()):
             raise DivergedError(f"the loss is {loss.item()}: lower the learning rate of {recipe}")
