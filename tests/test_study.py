@@ -13,12 +13,12 @@ import pytest
 import torch
 from test_training import pictures, same_weights
 
-from priormatch import data, evidence, study
+from priormatch import data, evidence, study, zoo
 from priormatch.data import Digits, Source, binarized, source
 from priormatch.densities import choose, fit_gaussian
 from priormatch.evidence import Grid, GridError
 from priormatch.study import STAGES, grid, measure, read, rows, run, trained
-from priormatch.training import Recipe, build
+from priormatch.training import Recipe, build, fit
 
 TINY = Recipe(encoder_width=8, decoder_width=8, epochs=3, batch_size=20)
 MEASURES = (
@@ -90,6 +90,51 @@ def test_a_row_holds_the_recipe_and_every_measure_with_its_error(small_world, tm
         )
         assert {"seconds", "python", "torch", "priormatch", "gain_of_10_epochs"} <= set(cells)
     assert equal["train_elbo"] < converged["train_elbo"]
+
+
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+        ({"avx512_bf16": False, "amx_bf16": True}, torch.bfloat16),
+        ({"avx512_bf16": False, "amx_bf16": False, "avx2": True}, torch.float32),
+        # Not measured on ARM.
+        ({"architecture": "arm64", "bf16": True}, torch.float32),
+        (None, torch.float32),
+    ],
+)
+def test_training_takes_the_format_that_the_processor_is_fast_in(
+    small_world, monkeypatch, tmp_path, known, expected
+):
+    if known is None:
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    equal, converged = rows(TINY, tmp_path, draws=300)
+    assert {row["number_format"] for row in (equal, converged)} == {str(expected).split(".")[1]}
+    kept, _ = trained(TINY, tmp_path)
+    images = study.load_mnist("train").images
+    alone = fit(TINY, images, images, progress=False, number_format=expected).model
+    zoo.save_weights(alone, tmp_path / "alone.safetensors")
+    assert same_weights(kept["converged"], zoo.load_weights(TINY, tmp_path / "alone.safetensors"))
+
+
+def test_narrow_posteriors_are_trained_in_single_precision(monkeypatch):
+    native = {"avx512_bf16": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: native, raising=False)
+    formats = {recipe.beta: study.fastest_format(recipe) for recipe in grid()}
+    assert {beta for beta, chosen in formats.items() if chosen is torch.float32} == {0.01, 0.1}
+    line = dataclasses.replace(TINY, latent_dimension=1)
+    assert study.fastest_format(line) is torch.float32
+
+
+def test_a_row_tells_how_its_model_was_trained_and_not_where_it_is_measured(
+    small_world, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(study, "fastest_format", lambda _: torch.float32)
+    trained(TINY, tmp_path)
+    monkeypatch.setattr(study, "fastest_format", lambda _: torch.bfloat16)
+    assert {row["number_format"] for row in rows(TINY, tmp_path, draws=300)} == {"float32"}
 
 
 def test_the_same_model_is_measured_alike(small_world):
@@ -267,6 +312,7 @@ def test_the_stored_study_is_complete():
     for recipe in grid():
         assert study._holds(table, recipe), f"{recipe} is not in results/study.csv: run make study"
     assert len(table) == len(STAGES) * len(grid())
+    assert set(table.number_format) <= {"float32", "bfloat16"}
     assert (table[[f"{name}_error" for name in MEASURES]] > 0).all(axis=None)
     plane = table[table.latent_dimension == 2]
     assert (plane[[f"{name}_error" for name in EXACT]] > 0).all(axis=None)

@@ -13,7 +13,7 @@ import os
 import platform
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, fields, replace
 from importlib.metadata import version
@@ -71,6 +71,21 @@ STAGES = ("equal epochs", "converged")
 _BASE = Recipe(schedule="inverse root", gradient_norm=100.0, weight_average=0.999, flat=1.0)
 
 
+def fastest_format(recipe: Recipe) -> torch.dtype:
+    """Return the format in which this processor multiplies the matrices of a training fastest.
+
+    That is bfloat16 where the processor multiplies it by itself; elsewhere torch would imitate it,
+    slowly. It rounds hidden layers, and so moves the means of posteriors: in two dimensions by some
+    0.05 of a scale with the ELBO, but by 0.8 where the rate weighs 0.01, and by 0.5 in one
+    dimension. Trainings with posteriors that narrow are in single precision.
+    """
+    narrow = recipe.beta < 1 or recipe.latent_dimension == 1
+    # Older versions of torch do not tell.
+    known: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    native = known.get("avx512_bf16") or known.get("amx_bf16")
+    return torch.bfloat16 if native and not narrow else torch.float32
+
+
 def grid() -> list[Recipe]:
     """Return the recipes of the study, one seed of each before the next seed of any."""
     dimensions = [
@@ -117,6 +132,7 @@ def trained(recipe: Recipe, models: Path) -> tuple[dict[str, VAE], list[Epoch]]:
             checkpoint=models / f"{name}.checkpoint",
             progress=False,
             after_epoch=keep,
+            number_format=fastest_format(recipe),
         )
         zoo.save_weights(model, files["converged"])
         unfinished = record.with_suffix(".unfinished")
@@ -258,6 +274,7 @@ def _record(history: list[Epoch]) -> dict[str, object]:
         "trained_epochs": len(history),
         "gain_of_10_epochs": history[-1].validation_elbo - history[-11:][0].validation_elbo,
         "seconds": round(sum(epoch.seconds for epoch in history)),
+        "number_format": "+".join(sorted({epoch.number_format for epoch in history})),
         "python": platform.python_version(),
         **{package: version(package) for package in ("priormatch", "torch")},
     }
