@@ -141,9 +141,18 @@ def test_mixed_precision_is_in_the_layers_alone(kind):
     vae = build(Recipe(**kind, encoder_width=64, decoder_width=64))
     images = torch.bernoulli(torch.full((50, 784), 0.2), generator=torch.Generator().manual_seed(1))
 
+    formats = []
+    for layer in vae.modules():
+        if type(layer) is nn.Linear:
+            layer.register_forward_hook(lambda layer, _, outputs: formats.append(outputs.dtype))
+
     def parts_and_gradients(number_format):
         vae.zero_grad()
+        formats.clear()
         parts = bound_parts(vae, images, torch.Generator().manual_seed(0), number_format)
+        # Two layers of each network; the pseudo-inputs of a VampPrior go through the encoder too.
+        assert formats == [number_format] * 4 + [torch.float32] * (len(formats) - 4)
+        assert len(formats) == (6 if kind == {"prior": "vamp"} else 4)
         (parts.distortion + parts.rate).mean().backward()
         return parts, torch.cat([weights.grad.flatten() for weights in vae.parameters()])
 
