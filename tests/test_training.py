@@ -42,8 +42,8 @@ def small_fit(recipe=SMALL, **options):
     return fit(recipe, pictures(), pictures(40, seed=1), progress=False, **options)
 
 
-def stopped_and_resumed(recipe, checkpoint):
-    """Train until the second epoch is over but not saved, and then to the end."""
+def stopped_and_resumed(recipe, checkpoint, **then):
+    """Train until the second epoch is over but not saved, and then to the end with options."""
 
     def stop(epoch, model):
         if epoch == 2:
@@ -52,7 +52,7 @@ def stopped_and_resumed(recipe, checkpoint):
     with pytest.raises(KeyboardInterrupt):
         small_fit(recipe, checkpoint=checkpoint, after_epoch=stop)
     assert checkpoint.exists()
-    return small_fit(recipe, checkpoint=checkpoint)
+    return small_fit(recipe, checkpoint=checkpoint, **then)
 
 
 def test_same_seed_same_history_and_weights():
@@ -90,15 +90,9 @@ def test_mixed_precision_trains_as_well_and_repeats_itself():
 
 
 def test_a_training_that_goes_on_elsewhere_tells_both_number_formats(tmp_path):
-    checkpoint = tmp_path / "training"
-
-    def stop(epoch, model):
-        if epoch == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        small_fit(checkpoint=checkpoint, after_epoch=stop)
-    history = small_fit(checkpoint=checkpoint, number_format=torch.bfloat16).history
+    history = stopped_and_resumed(
+        SMALL, tmp_path / "training", number_format=torch.bfloat16
+    ).history
     assert [epoch.number_format for epoch in history] == ["float32", "bfloat16", "bfloat16"]
 
 

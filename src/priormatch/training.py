@@ -106,7 +106,10 @@ class Recipe:
 
 
 class Epoch(NamedTuple):
-    """What one epoch did: means per example, in nats; the validation images are binarised once."""
+    """What one epoch did: means per example, in nats; the validation images are binarised once.
+
+    The number format is that of training; validation is in single precision.
+    """
 
     epoch: int
     train_distortion: float
