@@ -75,9 +75,11 @@ def fastest_format(recipe: Recipe) -> torch.dtype:
     """Return the format in which this processor multiplies the matrices of a training fastest.
 
     That is bfloat16 where the processor multiplies it by itself; elsewhere torch would imitate it,
-    slowly. It rounds hidden layers, and so moves the means of posteriors: in two dimensions by some
-    0.05 of a scale with the ELBO, but by 0.8 where the rate weighs 0.01, and by 0.5 in one
-    dimension. Trainings with posteriors that narrow are in single precision.
+    slowly. It rounds hidden layers, and so moves the means of posteriors: after 20 epochs, as root
+    mean square over 1,000 test images and mean of five seeds, by 0.037 ± 0.002 of a scale in two
+    dimensions with the ELBO, but by 0.17 ± 0.05 in one dimension, and where the rate weighs 0.01 by
+    more than half a scale in each seed. Trainings with posteriors that narrow are in single
+    precision.
     """
     narrow = recipe.beta < 1 or recipe.latent_dimension == 1
     # Older versions of torch do not tell.
