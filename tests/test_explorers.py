@@ -264,7 +264,7 @@ def test_looks_are_stored_of_the_models_of_the_table_alone(
 ):
     shown = [Recipe(latent_dimension=3, encoder_width=8, seed=seed) for seed in (0, 3)]
     models = {recipe.seed: build(recipe) for recipe in shown}
-    monkeypatch.setattr(slices, "source", lambda: Source.FULL)
+    monkeypatch.setattr(slices.zoo, "source", lambda: Source.FULL)
     monkeypatch.setattr(
         slices.study, "trained", lambda recipe, folder: ({"converged": models[recipe.seed]}, [])
     )
@@ -276,7 +276,7 @@ def test_looks_are_stored_of_the_models_of_the_table_alone(
     assert {f"3-0.{name}" for name in look} | {"labels"} == set(stored)
     for name, values in look.items():
         torch.testing.assert_close(stored[f"3-0.{name}"], values)
-    monkeypatch.setattr(slices, "source", lambda: Source.FALLBACK)
+    monkeypatch.setattr(slices.zoo, "source", lambda: Source.FALLBACK)
     with pytest.raises(FallbackModelError):
         slices.store(shown, small_study[0], tmp_path, file)
 
@@ -295,7 +295,7 @@ def test_looks_at_the_models_of_the_table_are_kept_and_others_made_again(
         looked_at.append(recipe.seed)
         return {"converged": build(recipe).eval()}, []
 
-    monkeypatch.setattr(slices, "source", lambda: Source.FULL)
+    monkeypatch.setattr(slices.zoo, "source", lambda: Source.FULL)
     monkeypatch.setattr(slices.study, "trained", trained)
     slices.store(shown, table, tmp_path, file)
     assert looked_at == [1, 2]

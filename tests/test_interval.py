@@ -186,7 +186,7 @@ def small_world(monkeypatch, tmp_path):
     for module in (interval, study):
         monkeypatch.setattr(module, "load_mnist", lambda part: digits)
     monkeypatch.setattr(interval, "SEEDS", range(2))
-    monkeypatch.setattr(interval, "source", lambda: Source.FULL)
+    monkeypatch.setattr(zoo, "source", lambda: Source.FULL)
     classifier = quality.DigitClassifier().eval()
     monkeypatch.setattr(quality, "load", lambda: classifier)
     return tmp_path
@@ -224,12 +224,6 @@ def test_the_command_fills_the_table_and_does_nothing_twice(small_world, monkeyp
     assert table.read_text() == whole
     assert interval.main(arguments) == 0
     assert table.read_text() == whole
-
-
-def test_the_fallback_digits_never_make_the_table(small_world, monkeypatch):
-    monkeypatch.setattr(interval, "source", lambda: Source.FALLBACK)
-    with pytest.raises(zoo.FallbackModelError, match="PRIORMATCH_DATA"):
-        interval.main([])
 
 
 def test_measures_are_those_of_the_model(small_world):

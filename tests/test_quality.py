@@ -8,7 +8,7 @@ from scipy.stats import binom
 from test_training import pictures
 from torch import nn
 
-from priormatch import data, quality
+from priormatch import data, quality, zoo
 from priormatch.data import Digits, Source
 from priormatch.zoo import STORE, FallbackModelError
 
@@ -69,7 +69,7 @@ def test_right_answers_are_counted_against_the_labels():
 
 def test_a_classifier_is_stored_and_comes_back(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(quality, "load_mnist", lambda part: bars(100))
-    monkeypatch.setattr(quality, "source", lambda: Source.FULL)
+    monkeypatch.setattr(zoo, "source", lambda: Source.FULL)
     stored = quality.load(tmp_path)
     assert "training" in capsys.readouterr().out
     again = quality.load(tmp_path)
@@ -82,7 +82,7 @@ def test_a_classifier_is_stored_and_comes_back(tmp_path, monkeypatch, capsys):
 
 
 def test_the_fallback_digits_never_make_a_stored_classifier(tmp_path, monkeypatch):
-    monkeypatch.setattr(quality, "source", lambda: Source.FALLBACK)
+    monkeypatch.setattr(zoo, "source", lambda: Source.FALLBACK)
     with pytest.raises(FallbackModelError, match="PRIORMATCH_DATA"):
         quality.train(tmp_path)
 

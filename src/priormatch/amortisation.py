@@ -21,7 +21,7 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm.auto import tqdm
 
-from priormatch import study
+from priormatch import study, zoo
 from priormatch.data import Part, binarized, prepare
 from priormatch.densities import fit_best
 from priormatch.evidence import (
@@ -247,6 +247,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--models", type=Path, default=study.MODELS, help="folder (%(default)s)")
     options = parser.parse_args(arguments)
     os.environ["PRIORMATCH_DATA"] = prepare()
+    zoo.require_mnist("the table of inference gaps")
     run(recipes(), options.table, options.models)
     return 0
 

@@ -28,6 +28,7 @@ from torch.distributions import (
 )
 
 from priormatch.aggregated import AggregatedPosterior
+from priormatch.models import globally_seeded
 
 # Importing zuko switches the checks of every distribution off; this is torch's default again.
 Distribution.set_default_validate_args(__debug__)
@@ -258,8 +259,7 @@ def fit_flow(
     standard, unseen = (codes - location) / scale, (validation_codes - location) / scale
     steps = steps or (300 if latent <= 5 else 600)
     # zuko draws initial weights from torch's global generator.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with globally_seeded(seed):
         flow = _untrained_flow(latent)
         optimiser = torch.optim.AdamW(
             flow.parameters(), lr=_LEARNING_RATE, weight_decay=latent / 50, fused=True
@@ -290,7 +290,8 @@ def mixture_sizes(latent: int) -> tuple[int, ...]:
     """Return the sizes of the mixtures that are tried in so many latent dimensions.
 
     The more dimensions, the more numbers in a covariance: larger mixtures than these take long or
-    overfit 55,000 codes.
+    overfit 55,000 codes. In two trainings with ten dimensions 100 would raise the density bound by
+    0.017 ± 0.006 and 0.038 ± 0.006 nats.
 
     >>> mixture_sizes(2), mixture_sizes(10), mixture_sizes(50)
     ((10, 200), (10, 50), (10, 20))

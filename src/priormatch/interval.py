@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, kl_divergence
 
 from priormatch import quality, study, zoo
-from priormatch.data import Digits, Part, Source, binarize, load_mnist, source
+from priormatch.data import Digits, Part, binarize, load_mnist
 from priormatch.mismatch import Estimate, average
 from priormatch.models import VAE, draw
 from priormatch.objectives import bound_parts_in_chunks
@@ -321,10 +321,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--table", type=Path, default=TABLE, help="file (%(default)s)")
     parser.add_argument("--models", type=Path, default=study.MODELS, help="folder (%(default)s)")
     options = parser.parse_args(arguments)
-    if source() is Source.FALLBACK:
-        raise zoo.FallbackModelError(
-            "the table is made on the full MNIST: set PRIORMATCH_DATA to a folder that holds it."
-        )
+    zoo.require_mnist("the table of the interval")
     torch.set_num_threads(1)
     run(recipes(), options.table, options.models)
     return 0

@@ -1,7 +1,9 @@
 """The variational autoencoder: modules that map tensors to `torch.distributions`."""
 
+import contextlib
 import math
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -22,6 +24,8 @@ from torch.distributions.kl import kl_divergence, register_kl
 from torch.distributions.utils import broadcast_all
 
 from priormatch.divergences import kl_of_beta_from_uniform
+
+_GLOBAL_GENERATOR = threading.RLock()
 
 INTERVAL = 10.0
 """Length of the interval of the thought experiment, (0, 10)."""
@@ -360,6 +364,17 @@ def from_noise(
     return gaussian.mean + gaussian.stddev * noise
 
 
+@contextlib.contextmanager
+def globally_seeded(seed: int) -> Iterator[None]:
+    """Seed torch's global generator for a block that can draw from no other; then put it back.
+
+    One thread at a time: in another the draws would be spread over both.
+    """
+    with _GLOBAL_GENERATOR, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
 def draw(distribution: Distribution, generator: torch.Generator) -> Float[Tensor, "*batch latent"]:
     """Draw once from each distribution of a batch, so that gradients reach its parameters.
 
@@ -385,6 +400,5 @@ def draw(distribution: Distribution, generator: torch.Generator) -> Float[Tensor
         noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
         return from_noise(distribution, noise)
     seed = torch.randint(2**63 - 1, (), generator=generator).item()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with globally_seeded(int(seed)):
         return distribution.rsample()

@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 
-from priormatch.data import Digits, Source, binarize, load_mnist, source
+from priormatch.data import Digits, binarize, load_mnist
 from priormatch.mismatch import Estimate, Statistic, average
-from priormatch.zoo import STORE, FallbackModelError
+from priormatch.models import globally_seeded
+from priormatch.zoo import STORE, require_mnist
 
 NAME = "digit-classifier"
 """Its files in the store are ``digit-classifier.safetensors`` and ``.json``."""
@@ -85,8 +86,7 @@ def fit(digits: Digits, seed: int = 0, epochs: int = _EPOCHS) -> DigitClassifier
     Returns:
         The classifier, in evaluation mode.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with globally_seeded(seed):
         classifier = DigitClassifier()
     generator = torch.Generator().manual_seed(seed)
     batches = max(1, len(digits.images) // _BATCH)
@@ -330,11 +330,7 @@ def train(store: Path = STORE) -> DigitClassifier:
     Raises:
         FallbackModelError: Only the fallback digits are there.
     """
-    if source() is Source.FALLBACK:
-        raise FallbackModelError(
-            "the digit classifier is trained on the full MNIST: set PRIORMATCH_DATA to a folder "
-            "that holds it."
-        )
+    require_mnist("the digit classifier")
     classifier = fit(load_mnist("train"))
     store.mkdir(parents=True, exist_ok=True)
     weights = {key: weight.half() for key, weight in classifier.state_dict().items()}

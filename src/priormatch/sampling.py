@@ -27,13 +27,13 @@ from torch.distributions import (
     TransformedDistribution,
 )
 
-from priormatch import quality, study
+from priormatch import quality, study, zoo
 from priormatch.aggregated import AggregatedPosterior
 from priormatch.data import Part, binarize, binarized, prepare
 from priormatch.densities import VampPrior, fit_flow, fit_gaussian, fit_mixture, mixture_sizes
 from priormatch.evidence import exact_inference_in_the_plane
 from priormatch.mismatch import Estimate, active_units, average, held_out_kl
-from priormatch.models import VAE, draw
+from priormatch.models import VAE, draw, globally_seeded
 from priormatch.objectives import BoundParts, bound_parts_in_chunks, encode
 from priormatch.training import Recipe
 
@@ -172,8 +172,7 @@ def sample(density: Distribution, draws: int, seed: int = 0) -> Float[Tensor, "d
 
     Introduced in "Sampling the quilt".
     """
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
+    with globally_seeded(seed), torch.no_grad():
         return density.sample(torch.Size((draws,)))
 
 
@@ -457,6 +456,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--models", type=Path, default=study.MODELS, help="folder (%(default)s)")
     options = parser.parse_args(arguments)
     os.environ["PRIORMATCH_DATA"] = prepare()
+    zoo.require_mnist("the table of samplers")
     run(recipes(), options.table, options.models)
     return 0
 

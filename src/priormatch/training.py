@@ -24,6 +24,7 @@ from priormatch.models import (
     FullCovariancePosterior,
     GaussianPosterior,
     IntervalPosterior,
+    globally_seeded,
     multilayer_perceptron,
     standard_normal,
     uniform_interval,
@@ -153,8 +154,7 @@ def build(recipe: Recipe) -> VAE:
     outputs = latent * (latent + 3) // 2 if full else 2 * latent
     encoder = [PIXELS, *[recipe.encoder_width] * recipe.encoder_depth, outputs]
     decoder = [latent, *[recipe.decoder_width] * recipe.decoder_depth, PIXELS]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+    with globally_seeded(recipe.seed):
         encode = multilayer_perceptron(encoder, activation)
         decode = multilayer_perceptron(decoder, activation)
     if recipe.prior == "vamp" and recipe.posterior != "gaussian":

@@ -65,6 +65,18 @@ class FallbackModelError(RuntimeError):
     """A model trained on the fallback digits is not stored: the book's are trained on MNIST."""
 
 
+def require_mnist(what: str) -> None:
+    """Refuse to make what the book stores from the fallback digits.
+
+    Raises:
+        FallbackModelError: Only they are there.
+    """
+    if source() is Source.FALLBACK:
+        raise FallbackModelError(
+            f"{what} is made from the full MNIST: set PRIORMATCH_DATA to a folder that holds it."
+        )
+
+
 def load(name: str, store: Path = STORE) -> Trained:
     """Return the trained model of a name, from `store` or, if it is not there, by training it.
 
@@ -104,10 +116,7 @@ def train(name: str, store: Path = STORE) -> Trained:
     Raises:
         FallbackModelError: Only the fallback digits are there.
     """
-    if source() is Source.FALLBACK:
-        raise FallbackModelError(
-            f"{name!r} is trained on the full MNIST: set PRIORMATCH_DATA to a folder that holds it."
-        )
+    require_mnist(f"the model {name!r}")
     recipe = RECIPES[name]
     trained = fit(
         recipe,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from priormatch import study, zoo
 from priormatch.aggregated import AggregatedPosterior
-from priormatch.data import Source, binarized, load_mnist, source
+from priormatch.data import binarized, load_mnist
 from priormatch.divergences import kl_from_prior_per_dimension
 from priormatch.mismatch import Bound, Estimate, average, dimension_wise_kl
 from priormatch.models import VAE, draw
@@ -123,8 +123,7 @@ def store(
     Raises:
         zoo.FallbackModelError: Only the fallback digits are there.
     """
-    if source() is Source.FALLBACK:
-        raise zoo.FallbackModelError("the study is of models of the full MNIST, and so are these")
+    zoo.require_mnist("the table of codes")
     measured = rows(table)
     stored = load_file(file) if file.exists() else {}
     tensors = {"labels": load_mnist("test").labels[::EVERY].to(torch.uint8)}
