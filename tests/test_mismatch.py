@@ -13,6 +13,7 @@ from torch.distributions import (
     Normal,
     Uniform,
 )
+from torch.distributions.kl import kl_divergence
 
 from priormatch.aggregated import AggregatedPosterior
 from priormatch.divergences import kl_between_gaussians, kl_from_uniform
@@ -194,6 +195,23 @@ def test_beyond_log_n_the_in_sample_number_is_its_floor_and_not_the_truth():
     assert above.value == pytest.approx(above.floor, abs=5 * above.standard_error + 0.05)
 
 
+def test_the_floor_is_that_of_the_prior_it_is_asked_for():
+    generator = torch.Generator().manual_seed(0)
+    train = encoded(population(latent=2)[0], 1_000)
+    moved = Independent(Normal(torch.tensor([5.0, -2.0]), 1.5), 1)
+    above = in_sample_kl(train, moved, 2_000, generator)
+    rates = torch.stack(
+        [
+            kl_divergence(Normal(mean, scale), moved.base_dist).sum()
+            for mean, scale in zip(train.means, train.scales, strict=True)
+        ]
+    )
+    assert above.floor == pytest.approx(rates.mean().item() - math.log(1_000), rel=1e-5)
+    assert above.floor < above.value
+    quilt = AggregatedPosterior(torch.zeros(3, 2), torch.ones(3, 2))
+    assert in_sample_kl(train, quilt, 100, generator).floor is None
+
+
 def test_held_out_kl_of_a_density_misses_exactly_its_own_divergence():
     generator = torch.Generator().manual_seed(0)
     codes = 1.3 * torch.randn(50_000, 1, generator=generator)
@@ -361,6 +379,27 @@ def test_measures_of_a_shrunk_prior_are_those_of_its_radius(latent):
     truth = (1 - scale) * math.sqrt(2 / math.pi)
     assert_at_least(projected.value, projected.standard_error, truth)
     assert projected.value < truth + 0.01
+
+
+@pytest.mark.parametrize("latent", [2, 10])
+@pytest.mark.parametrize(("scale", "quantile"), [(0.8, 0.01), (1.0, 0.01), (1.1, 0.1)])
+def test_standard_errors_of_the_hole_share_are_honest(latent, scale, quantile):
+    # A draw lies in a hole if |z|^2, chi-square under the prior, is beyond a quantile of q's.
+    square = chi2(latent)
+    truth = square.sf(scale**2 * square.isf(quantile))
+    law = Independent(Normal(torch.zeros(latent), scale), 1)
+    generator = torch.Generator().manual_seed(0)
+    shares = [
+        hole_share(
+            law,
+            scale * torch.randn(5_000, latent, generator=generator),
+            torch.randn(5_000, latent, generator=generator),
+            quantile,
+        )
+        for _ in range(300)
+    ]
+    assert_honest(coverage(shares, truth))
+    assert {share.bound for share in shares} == {"none"}
 
 
 def test_dimensions_are_told_apart():
