@@ -40,9 +40,12 @@ _NOTHING = 20.0
 # Largest share of an exact posterior on the border of a grid that reaches far enough.
 _BORDER = 1e-6
 
-# Largest mean coarsening of a grid that is close enough. On the stored model of the question it
-# is 0.2 nats at a spacing of 0.02, where the mean evidence is right within 0.001 nats and that of
-# a single image within 0.2; it is 0.7 at 0.03, where the mean is 0.007 off.
+# Largest mean coarsening of a grid that is close enough. Over a thousand test images of the stored
+# model of the question it is 0.15 nats at a spacing of 0.02, where beside a spacing of 0.01 the
+# mean evidence is right within 0.002 nats, that of 19 in 20 images within 0.05 and that of the
+# worst within 0.3. It is 0.55 at 0.03, where the mean is 0.005 ± 0.004 off, 19 in 20 images are
+# right within 0.2 and the worst is 1.8 off. The errors of images cancel: at 0.02, and beside a
+# grid of twice as many nodes, the mean of 2,500 moves by 0.0004 ± 0.0004.
 _COARSENING = 0.5
 
 # Half widths of the squares on which exact posteriors are sought, in prior standard deviations.
