@@ -379,14 +379,19 @@ def test_a_stopped_study_goes_on(how, whole, tmp_path):
         assert time.monotonic() < deadline
         assert parent.poll() is None, "it ended before it could be stopped"
         time.sleep(0.005)
+    deadline = time.monotonic() + 60
     if how == "killed":
         parent.kill()
     else:  # Ctrl-C reaches every process of the group
         os.killpg(parent.pid, signal.SIGINT)
-    parent.communicate()
-    while alive(parent.pid):
-        assert time.monotonic() < deadline, "the workers outlived their parent"
-        time.sleep(0.05)
+    try:
+        while parent.poll() is None or alive(parent.pid):
+            assert time.monotonic() < deadline, "the study or its workers went on"
+            time.sleep(0.05)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(parent.pid, signal.SIGKILL)
+        parent.stderr.close()
     before = read(tmp_path / "study.csv")
     assert len(before) < 8
     assert len(list((tmp_path / "models").glob("*.json"))) < 4, "it trained on, unseen"
