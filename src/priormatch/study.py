@@ -319,11 +319,13 @@ def run(
     try:
         for future in tqdm(as_completed(futures), total=len(futures), unit="model"):
             try:
-                done = extend(done, future.result(), table)
+                new = future.result()
             except BrokenExecutor:
                 raise
             except Exception as error:  # whatever it is, the others go on
                 failed.append(error)
+            else:
+                done = extend(done, new, table)
     finally:
         # What is stopped must not train on, unseen and unrecorded.
         for future in futures:
