@@ -322,7 +322,7 @@ zoo.source = lambda: Source.FULL
 study.EQUAL_EPOCHS = 1
 study.fit_best = only_a_gaussian
 study.run = partial(study.run, draws=300)
-tiny = Recipe(latent_dimension=3, encoder_width=8, decoder_width=8, epochs=40)
+tiny = Recipe(latent_dimension=3, encoder_width=8, decoder_width=8, epochs=250)
 study.grid = lambda: [replace(tiny, seed=seed) for seed in range(5)]
 if __name__ == "__main__":
     table, models = (str(Path(sys.argv[2]) / name) for name in ("study.csv", "models"))
