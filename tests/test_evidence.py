@@ -15,9 +15,11 @@ from priormatch.divergences import kl_between_gaussians
 from priormatch.evidence import (
     Grid,
     GridError,
+    _integrate,
     aggregated_exact_posterior,
     average_bounds,
     exact_inference,
+    exact_inference_in_the_plane,
     exact_posteriors,
     importance_bounds,
     kl_on_grid,
@@ -553,6 +555,47 @@ def test_a_finer_grid_changes_the_evidence_of_trained_digits_less_than_was_warne
     moved = finer.log_evidence - question_exact.log_evidence[:10]
     assert moved.abs().mean() < question_exact.coarsening[:10].mean() / 3
     assert finer.coarsening.mean() < question_exact.coarsening[:10].mean() / 3
+
+
+@pytest.mark.parametrize(("latent", "spacing"), [(1, 0.6), (2, 0.45)])
+def test_a_tolerance_halves_the_spacing_where_it_must(monkeypatch, latent, spacing):
+    vae, evidence = linear_gaussian(latent)
+    images = sample(evidence, 30, seeded(0))
+    # The limits are no whole number of steps away, nor are the nodes of whole patches.
+    grid = Grid((-8.1,) * latent, (8.0,) * latent, spacing)
+    truth = evidence.log_prob(images)
+    coarse = exact_inference(vae, images, grid)
+    finer = exact_inference(vae, images, grid, tolerance=1e-4)
+    moved = finer.coarsening != coarse.coarsening
+    assert torch.equal(moved, coarse.coarsening > 1e-4)
+    assert moved.any()
+    assert finer.coarsening.max() <= 1e-4
+    torch.testing.assert_close(finer.log_evidence, truth, rtol=0, atol=1e-6)
+    assert torch.equal(finer.log_evidence[~moved], coarse.log_evidence[~moved])
+    monkeypatch.setattr("priormatch.evidence._HALVINGS", 1)
+    with pytest.raises(GridError, match=r"1 halvings .* tolerance of 1e-12"):
+        exact_inference(vae, images, grid, tolerance=1e-12)
+
+
+def test_a_walk_by_halvings_meets_all_that_the_finer_grid_has(question):
+    vae, images = question
+    limits = (-4.0, -4.0), (4.0, 4.0)
+    with torch.no_grad():
+        walked, _ = _integrate(vae, images[:4], Grid(*limits, 0.02), 2)
+    flat = exact_inference(vae, images[:4], Grid(*limits, 0.005)).log_evidence
+    torch.testing.assert_close(walked, flat, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["question", "d2-seed0"])
+def test_a_tolerance_makes_the_evidence_of_each_digit_exact(name):
+    vae, images = zoo.load(name).model, binarized("test")[::1_700]
+    coarse = exact_inference_in_the_plane(vae, images)
+    exact = exact_inference_in_the_plane(vae, images, tolerance=1e-3)
+    finer = exact_inference_in_the_plane(vae, images, tolerance=1e-4)
+    assert (exact.log_evidence - finer.log_evidence).abs().max() < 0.001
+    assert (coarse.log_evidence - finer.log_evidence).abs().max() > 0.001
+    assert coarse.coarsening.max() <= 0.3
+    assert exact.coarsening.max() <= 1e-3
 
 
 def test_the_mean_evidence_of_digits_is_exact_where_that_of_one_digit_is_not():
