@@ -105,6 +105,9 @@ def test_a_row_holds_the_recipe_and_every_measure_with_its_error(small_world, tm
             assert cells[f"{name}_error"] > 0
         assert cells["in_sample_kl_floor"] >= 0
         assert len(cells["kl_of_dimensions"].split()) == 2
+        errors = [float(error) for error in cells["kl_of_dimensions_error"].split()]
+        # The images are the same and the dimensions nearly independent: variances add up.
+        assert math.hypot(*errors) == pytest.approx(cells["dimension_wise_kl_error"], rel=0.2)
         assert sum(map(float, cells["rate_of_dimensions"].split())) == pytest.approx(
             cells["train_rate"], rel=1e-3
         )

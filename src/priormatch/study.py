@@ -227,6 +227,7 @@ def measure(vae: VAE, draws: int = 10_000, seed: int = 0) -> dict[str, Estimate 
         "density_bound_validation": held_out_kl(fitted.density, codes["validation"], vae.prior),
         "dimension_wise_kl": alone.total,
         "kl_of_dimensions": _list(one.value for one in alone.per_dimension),
+        "kl_of_dimensions_error": _list(one.standard_error for one in alone.per_dimension),
         "rate_of_dimensions": _list(rate_per_dimension(aggregated).tolist()),
         "total_correlation": total_correlation(fitted.density, aggregated, codes["test"]),
         "reverse_kl": reverse_kl(fitted.density, prior_draws, vae.prior),
