@@ -6,8 +6,10 @@ import http.server
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import jaxtyping
 import pytest
@@ -101,17 +103,31 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="session")
-def serve() -> Iterator[Callable[[Path], str]]:
-    """Serve folders as any plain file server does; return their addresses."""
+def serve() -> Iterator[Callable[..., str]]:
+    """Serve folders as any plain file server does, a page in one piece or more; give addresses."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: object, pieces: int, **options: object) -> None:
+            self.pieces = pieces
+            super().__init__(*arguments, **options)
+
         def log_message(self, *arguments: object) -> None:
             """Say nothing."""
 
+        def copyfile(self, source: BinaryIO, outputfile: BinaryIO) -> None:
+            if self.pieces == 1 or not self.path.endswith(".html"):
+                super().copyfile(source, outputfile)
+                return
+            text = source.read()
+            size = len(text) // self.pieces + 1
+            for start in range(0, len(text), size):
+                outputfile.write(text[start : start + size])
+                time.sleep(0.05)
+
     with contextlib.ExitStack() as servers:
 
-        def start(folder: Path) -> str:
-            handler = functools.partial(Quiet, directory=folder)
+        def start(folder: Path, pieces: int = 1) -> str:
+            handler = functools.partial(Quiet, directory=folder, pieces=pieces)
             server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
             servers.enter_context(server)
             servers.callback(server.shutdown)

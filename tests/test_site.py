@@ -161,6 +161,12 @@ def address(site, serve) -> str:
 
 
 @pytest.fixture(scope="session")
+def slow_address(site, serve) -> str:
+    """Serve the site so that a reader sees the beginning of a page before its end has come."""
+    return serve(site, pieces=16)
+
+
+@pytest.fixture(scope="session")
 def host(site) -> Iterator[str]:
     """Serve the site as the host does that it is published on."""
     with static_host.serve(site) as address:
@@ -236,8 +242,8 @@ def faults_in_browser(browser: Browser, address: str, page: str, width: int) -> 
 
 @each_page
 @pytest.mark.parametrize("width", WIDTHS)
-def test_page_in_a_browser(page, width, browser, address):
-    assert faults_in_browser(browser, address, page, width) == []
+def test_page_in_a_browser(page, width, browser, slow_address):
+    assert faults_in_browser(browser, slow_address, page, width) == []
 
 
 @each_page
