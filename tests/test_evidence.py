@@ -468,8 +468,10 @@ def test_a_grid_that_is_too_small_or_too_coarse_is_refused(latent):
         exact_inference(vae, images, Grid((-8.0, -1.0)[-latent:], (8.0, 9.0)[-latent:], 0.1))
     with pytest.raises(GridError, match="widen its limits"):
         exact_inference(vae, images, Grid((20.0,) * latent, (30.0,) * latent, 0.1))
-    with pytest.raises(GridError, match="spacing smaller"):
-        exact_inference(vae, images, Grid((-8.3,) * latent, (8.0,) * latent, 2.0))
+    limits = (-8.3,) * latent, (8.0,) * latent
+    for tolerance, where, spacing in ((math.inf, "on average", 2.0), (1e-3, "for an image", 8.0)):
+        with pytest.raises(GridError, match=f"{where}: make its spacing smaller"):
+            exact_inference(vae, images, Grid(*limits, spacing), tolerance)
     grid = Grid((-8.0,) * latent, (8.0,) * latent, 0.1)
     density = standard_normal(latent).log_prob(grid.nodes).exp()
     assert kl_on_grid(density, standard_normal(latent), grid) == pytest.approx(0, abs=1e-6)
@@ -579,6 +581,34 @@ def test_a_tolerance_halves_the_spacing_where_it_must(monkeypatch, latent, spaci
         exact_inference(vae, images, grid, tolerance=1e-12)
 
 
+def test_a_tolerance_refines_what_one_grid_is_too_coarse_for():
+    vae, evidence = linear_gaussian(2)
+    images, grid = sample(evidence, 30, seeded(0)), Grid((-8.1, -8.1), (8.0, 8.0), 0.6)
+    with pytest.raises(GridError, match="on average"):
+        exact_inference(vae, images, grid)
+    finer = exact_inference(vae, images, grid, tolerance=1e-4)
+    torch.testing.assert_close(finer.log_evidence, evidence.log_prob(images), rtol=0, atol=1e-6)
+    # An image alone as among others.
+    alone = exact_inference(vae, images[2:3], grid, tolerance=1e-4)
+    torch.testing.assert_close(alone.log_evidence, finer.log_evidence[2:3])
+
+
+def test_a_square_too_coarse_is_refused_at_once(monkeypatch, question):
+    # A wider square would be as coarse.
+    seen = []
+
+    def integrate(vae, images, grid, halvings):
+        seen.append(grid.upper)
+        return _integrate(vae, images, grid, halvings)
+
+    monkeypatch.setattr("priormatch.evidence._integrate", integrate)
+    monkeypatch.setattr("priormatch.evidence._HALVINGS", 0)
+    vae, images = question
+    with pytest.raises(GridError, match="0 halvings"):
+        exact_inference_in_the_plane(vae, images[:4], tolerance=1e-9)
+    assert seen == [(7.0, 7.0)]
+
+
 def test_a_walk_by_halvings_meets_all_that_the_finer_grid_has(question):
     vae, images = question
     limits = (-4.0, -4.0), (4.0, 4.0)
@@ -591,7 +621,7 @@ def test_a_walk_by_halvings_meets_all_that_the_finer_grid_has(question):
 @pytest.mark.parametrize("name", ["question", "d2-seed0"])
 def test_a_tolerance_makes_the_evidence_of_each_digit_exact(name):
     vae, images = zoo.load(name).model, binarized("test")
-    images = images[:: len(images) // 6]
+    images = images[:: len(images) // 8]
     coarse = exact_inference_in_the_plane(vae, images)
     exact = exact_inference_in_the_plane(vae, images, tolerance=1e-3)
     finer = exact_inference_in_the_plane(vae, images, tolerance=1e-4)
@@ -614,6 +644,10 @@ def test_the_mean_evidence_of_digits_is_exact_where_that_of_one_digit_is_not():
     # What a grid adds to one image it takes from another.
     assert_agrees(mean.value, mean.standard_error, 0.0)
     assert mean.standard_error < 0.001
+    # Nor does a tolerance that suits means, which refines the coarsest images alone, move the mean.
+    refined = exact_inference_in_the_plane(vae, images)
+    assert abs((refined.log_evidence - finer).mean()) < 0.001
+    assert 0 < (refined.log_evidence != coarse.log_evidence).sum() < len(images) / 4
     # In a network of rectifiers log P(X|z) has kinks, which cost single images more.
     assert 0.005 < moved.abs().quantile(0.95) < 0.02
     assert moved.abs().max() < 0.4

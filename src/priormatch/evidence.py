@@ -40,8 +40,7 @@ _NOTHING = 20.0
 # Largest share of an exact posterior on the border of a grid that reaches far enough.
 _BORDER = 1e-6
 
-# Largest mean coarsening of a grid to begin with. On a coarser one, patches with mass could be
-# taken for empty.
+# Largest mean coarsening of a grid that no tolerance refines.
 _COARSENING = 0.5
 
 # Largest coarsening of an image where means over images are asked for. Of single images of the
@@ -63,6 +62,10 @@ _HERMITE = 12
 
 class GridError(ValueError):
     """A grid does not reach as far as the exact posteriors do, or is too coarse for them."""
+
+
+class _BorderError(GridError):
+    """A grid does not reach as far as the exact posteriors do."""
 
 
 class ImportanceBounds(NamedTuple):
@@ -237,8 +240,8 @@ def exact_inference(
 
     With a tolerance, images whose evidence the spacing leaves uncertain are summed again with half
     of it, and so on. With 0.001, halving further moved no image of our models by as much; it takes
-    about a second an image of some hundred. The ELBO, and so the gap of a single image, is no
-    closer for it.
+    a fraction of a second an image. The ELBO, and so the gap of a single image, is no closer for
+    it.
 
     Args:
         vae: The model, with any prior over one or two latent dimensions.
@@ -258,10 +261,17 @@ def exact_inference(
     Introduced in "Why the mixture nearly matches".
     """
     log_evidence, coarsening = _integrate(vae, images, grid, 0)
-    if not coarsening.mean() <= _COARSENING:
+    if tolerance == math.inf:
+        change, most, where = coarsening.mean(), _COARSENING, "on average"
+    else:
+        # An image of which half the nodes see nothing may have mass in patches taken for empty. Of
+        # 10,000 test digits of three trained models none comes to 5, and those that come nearest
+        # have none.
+        change, most, where = coarsening.max(), _NOTHING, "for an image"
+    if not change <= most:
         raise GridError(
-            f"without every second node of {grid} the evidence would change by "
-            f"{coarsening.mean():.2g} nats on average: make its spacing smaller."
+            f"without every second node of {grid} the evidence would change by {change:.2g} nats "
+            f"{where}: make its spacing smaller."
         )
     for halvings in range(1, _HALVINGS + 1):
         coarse = coarsening > tolerance
@@ -288,7 +298,7 @@ def exact_inference_in_the_plane(
     Args:
         vae: A model with two latent dimensions.
         images: Pixels in {0, 1}, of shape ``(examples, pixels)``.
-        tolerance: Largest coarsening of an image, in nats; as it is, it suits means over images.
+        tolerance: Largest coarsening of an image, in nats. The default suits means over images.
 
     Returns:
         Evidence, ELBO and a check of the spacing, each of shape ``(examples,)``.
@@ -300,7 +310,7 @@ def exact_inference_in_the_plane(
     """
     grids = [Grid((-reach,) * 2, (reach,) * 2) for reach in _REACHES]
     for grid in grids[:-1]:
-        with contextlib.suppress(GridError):
+        with contextlib.suppress(_BorderError):
             return exact_inference(vae, images, grid, tolerance)
     return exact_inference(vae, images, grids[-1], tolerance)
 
@@ -494,9 +504,9 @@ def _integrate(
     total = sums.logsumexp(0)
     share = (border - total).exp()
     if not share.max() <= _BORDER:
-        raise GridError(
-            f"{share.max():.1e} of the exact posterior of image {share.argmax()} lies on the "
-            f"border of {grid}: widen its limits."
+        raise _BorderError(
+            f"{share.max():.1e} of an exact posterior lies on the border of {grid}: widen its "
+            "limits."
         )
     coarsening = (sums + latent * math.log(2) - total).abs().amax(0)
     return total + math.log(finer.cell), coarsening
@@ -509,39 +519,44 @@ def _patches(
     if vae.prior.event_shape != (len(grid.shape),):
         raise ValueError(f"{grid} does not fit a prior of shape {tuple(vae.prior.event_shape)}")
 
-    def steps(corner: tuple[int, ...], width: int, stride: int) -> Tensor:
-        ends = (min(start + width, count) for start, count in zip(corner, grid.shape, strict=True))
-        return _product(*(torch.arange(*span, stride) for span in zip(corner, ends, strict=True)))
-
-    def log_joint(chosen: Tensor, some: Tensor) -> Tensor:
-        return _log_joint(vae, grid.nodes_at(chosen).to(images.dtype), some)
+    def look(
+        grid: Grid, corner: tuple[int, ...], some: Tensor, *, every: int, beyond: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        ends = (
+            min(start + _PATCH + beyond, count)
+            for start, count in zip(corner, grid.shape, strict=True)
+        )
+        spans = zip(corner, ends, strict=True)
+        steps = _product(*(torch.arange(*span, every) for span in spans))
+        return steps, _log_joint(vae, grid.nodes_at(steps).to(images.dtype), images[some])
 
     everything = torch.arange(len(images))
     corners = itertools.product(*(range(0, count, _PATCH) for count in grid.shape))
     patches = [(corner, everything) for corner in corners]
     for halving in range(halvings + 1):
+        finer = replace(grid, spacing=grid.spacing / 2**halving)
         if halving > 0:
-            grid = replace(grid, spacing=grid.spacing / 2)
-            patches = [(half, some) for corner, some in patches for half in _halves(corner, grid)]
-        peaks = torch.full((len(patches), len(images)), -math.inf, dtype=images.dtype)
-        for peak, (corner, some) in zip(peaks, patches, strict=True):
-            # One step further than the patch, so that what lies between two is seen from both.
-            peak[some] = (
-                log_joint(steps(corner, _PATCH + 1, _STRIDE), images[some]).amax(0).to(peaks)
-            )
-        near = peaks > peaks.amax(0) - _NOTHING
+            patches = [(part, some) for corner, some in patches for part in _parts(corner, finer)]
+        # One step further than the patch, so that what lies between two is seen from both.
+        peaks = [
+            look(finer, corner, some, every=_STRIDE, beyond=1)[1].amax(0)
+            for corner, some in patches
+        ]
+        best = torch.full((len(images),), -math.inf, dtype=images.dtype)
+        for (_, some), peak in zip(patches, peaks, strict=True):
+            best[some] = best[some].maximum(peak.to(best))
         patches = [
-            (corner, examples.nonzero().squeeze(1))
-            for (corner, _), examples in zip(patches, near, strict=True)
-            if examples.any()
+            (corner, some[near])
+            for (corner, some), peak in zip(patches, peaks, strict=True)
+            if (near := peak > best[some] - _NOTHING).any()
         ]
     for corner, some in patches:
-        chosen = steps(corner, _PATCH, 1)
-        yield _Patch(chosen, some, log_joint(chosen, images[some]))
+        steps, log_joint = look(finer, corner, some, every=1)
+        yield _Patch(steps, some, log_joint)
 
 
-def _halves(corner: tuple[int, ...], finer: Grid) -> Iterator[tuple[int, ...]]:
-    """Return the corners of a patch's parts in a grid of half the spacing."""
+def _parts(corner: tuple[int, ...], finer: Grid) -> Iterator[tuple[int, ...]]:
+    """Yield the corners that a patch's halves or quarters have in a grid of half the spacing."""
     starts = [
         [start for start in (2 * first, 2 * first + _PATCH) if start < count]
         for first, count in zip(corner, finer.shape, strict=True)
