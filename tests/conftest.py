@@ -104,7 +104,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def serve() -> Iterator[Callable[..., str]]:
-    """Serve folders as any plain file server does, a page in one piece or more; give addresses."""
+    """Serve folders as any plain file server does, or pages in pieces; give their addresses."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *arguments: object, pieces: int, **options: object) -> None:
