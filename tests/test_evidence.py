@@ -15,7 +15,9 @@ from priormatch.divergences import kl_between_gaussians
 from priormatch.evidence import (
     Grid,
     GridError,
+    _everywhere,
     _integrate,
+    _patches,
     aggregated_exact_posterior,
     average_bounds,
     exact_inference,
@@ -593,6 +595,19 @@ def test_a_tolerance_refines_what_one_grid_is_too_coarse_for():
     # An image alone as among others.
     alone = exact_inference(vae, images[2:3], grid, tolerance=1e-4)
     torch.testing.assert_close(alone.log_evidence, finer.log_evidence[2:3])
+
+
+def test_no_patch_is_walked_that_holds_nothing_of_an_image():
+    vae, evidence = linear_gaussian(2)
+    images = sample(evidence, 2, seeded(0))
+    with torch.no_grad():
+        peaks = torch.full((len(_everywhere(WIDE, torch.arange(2))), 2), -math.inf).double()
+        for peak, (_, examples, log_joint) in zip(peaks, _patches(vae, images, WIDE), strict=False):
+            peak[examples] = log_joint.amax(0)
+    walked = peaks > -math.inf
+    assert ((walked.sum(0) > 1) & (walked.sum(0) < len(peaks) / 2)).all()
+    # A look at every fourth node may put the peak a little lower than it is.
+    assert (peaks > peaks.amax(0) - 25)[walked].all()
 
 
 def test_a_tolerance_finds_the_mode_of_a_narrow_oblique_posterior():
