@@ -470,6 +470,10 @@ def test_a_grid_that_is_too_small_or_too_coarse_is_refused(latent):
         exact_inference(vae, images, Grid((-8.0, -1.0)[-latent:], (8.0, 9.0)[-latent:], 0.1))
     with pytest.raises(GridError, match="widen its limits"):
         exact_inference(vae, images, Grid((20.0,) * latent, (30.0,) * latent, 0.1))
+    far = 1 + vae.decoder.weight @ torch.full((latent,), 20.0).double()
+    three = torch.stack([evidence.mean, far, evidence.mean])
+    with pytest.raises(GridError, match="image 1 lies on the border"):
+        exact_inference(vae, three, Grid((-8.0,) * latent, (8.0,) * latent, 0.1))
     limits = (-8.3,) * latent, (8.0,) * latent
     with pytest.raises(GridError, match="on average: make its spacing smaller"):
         exact_inference(vae, images, Grid(*limits, 2.0))
