@@ -268,6 +268,7 @@ def exact_inference(
     if tolerance == math.inf:
         change, most, where = coarsening.mean(), _COARSENING, "on average"
     else:
+        # Half the nodes see nothing of such an image, and finer grids start from where they see it.
         # Of 10,000 test digits of three trained models none comes to 5.
         change, most, where = coarsening.max(), _NOTHING, f"for image {coarsening.argmax()}"
     if not change <= most:
