@@ -642,16 +642,24 @@ def test_a_square_too_coarse_is_refused_at_once(monkeypatch, question):
         exact_inference_in_the_plane(vae, images[:4], tolerance=1e-9)
 
 
-def test_a_walk_by_halvings_meets_all_that_the_finer_grid_has(question):
+def test_a_walk_by_halvings_meets_all_that_the_finer_grid_has(monkeypatch, question):
     vae, images = question
     limits = (-4.0, -4.0), (4.0, 4.0)
     flat = exact_inference(vae, images[:4], Grid(*limits, 0.005))
-    for image, log_evidence, coarsening in zip(images, *flat[::2], strict=False):
-        # This grid's own coarsening is reached at its spacing.
-        tolerance = coarsening.item() * (1 + 1e-6)
-        walked = exact_inference(vae, image[None], Grid(*limits, 0.02), tolerance)
-        torch.testing.assert_close(walked.coarsening[0], coarsening, rtol=1e-5, atol=1e-9)
-        torch.testing.assert_close(walked.log_evidence[0], log_evidence, rtol=0, atol=1e-6)
+    seen = {}
+
+    def integrate(vae, images, grid, *others):
+        seen[grid.spacing] = _integrate(vae, images, grid, *others)
+        return seen[grid.spacing]
+
+    monkeypatch.setattr("priormatch.evidence._integrate", integrate)
+    monkeypatch.setattr("priormatch.evidence._HALVINGS", 2)
+    # No image stops before the last halving.
+    with pytest.raises(GridError, match="2 halvings"):
+        exact_inference(vae, images[:4], Grid(*limits, 0.02), tolerance=0.0)
+    log_evidence, coarsening = seen[0.005]
+    torch.testing.assert_close(log_evidence, flat.log_evidence, rtol=0, atol=1e-6)
+    torch.testing.assert_close(coarsening, flat.coarsening, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["question", "d2-seed0"])
