@@ -319,10 +319,13 @@ class _CodeLinear(nn.Linear):
             return super().forward(inputs.to(self.weight.dtype))
 
 
-def multilayer_perceptron(widths: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
+def multilayer_perceptron(
+    widths: Sequence[int], activation: type[nn.Module], dropout: float = 0.0
+) -> nn.Sequential:
     """Chain linear layers of the given widths, with an activation between each two of them.
 
     The layer at the narrow end, where the codes are, keeps single precision in mixed precision.
+    With dropout each hidden layer loses that share of its units in training mode.
 
     >>> multilayer_perceptron([784, 500, 4], nn.ReLU)
     Sequential(
@@ -335,7 +338,9 @@ def multilayer_perceptron(widths: Sequence[int], activation: type[nn.Module]) ->
     for inputs, outputs in pairwise(widths):
         linear = _CodeLinear if min(inputs, outputs) == min(widths) else nn.Linear
         layers += [linear(inputs, outputs), activation()]
-    return nn.Sequential(*layers[:-1])
+        if dropout:
+            layers.append(nn.Dropout(dropout))
+    return nn.Sequential(*layers[: -2 if dropout else -1])
 
 
 def from_noise(

@@ -1,5 +1,6 @@
 """Training: a recipe in, a model and its history out; the same recipe gives the same model."""
 
+import contextlib
 import functools
 import math
 import os
@@ -64,6 +65,7 @@ class Recipe:
         pixels: ``"binarised"`` draws fresh binary pixels at every use; ``"grey"`` trains on the
             cross-entropy of grey values, as many tutorials do; it is no likelihood.
         beta: Weight of the rate in the loss; 1 is the ELBO.
+        kl_warm_up: Epochs over which that weight rises from 0 to `beta`, step by step on a line.
         epochs: Passes over the training images; with `flat`, at most.
         batch_size: Images of a gradient step.
         learning_rate: Peak learning rate of Adam.
@@ -75,8 +77,12 @@ class Recipe:
             is what is validated and returned; 0 stands for the weights themselves.
         flat: Training ends before `epochs` once the validation ELBO, its rate weighted by `beta`,
             is at its best of the last 10 epochs less than this many nats above its best before
-            them, though not before the 20th; 0 trains all `epochs`.
+            them, though not before 20 epochs after the warm-up; 0 trains all `epochs`.
         seed: Decides the initial weights, the order of the images, the pixels and the noise.
+        encoder_dropout: Share of the encoder's hidden units that are left out at each training
+            step, anew for each image.
+        initial_log_variance: Log variance of the posteriors before training, but for what the
+            random weights make of an image; diagonal posteriors only.
         posterior: ``"gaussian"``, which is diagonal, and ``"full covariance"`` go with the prior
             N(0, I); ``"interval"``, a Beta distribution stretched over (0, 10), with the uniform
             prior there.
@@ -94,6 +100,7 @@ class Recipe:
     activation: Literal["relu", "softplus"] = "relu"
     pixels: Literal["binarised", "grey"] = "binarised"
     beta: float = 1.0
+    kl_warm_up: int = 0
     epochs: int = 100
     batch_size: int = 250
     learning_rate: float = 3e-3
@@ -102,6 +109,8 @@ class Recipe:
     weight_average: float = 0.0
     flat: float = 0.0
     seed: int = 0
+    encoder_dropout: float = 0.0
+    initial_log_variance: float = 0.0
     posterior: Literal["gaussian", "full covariance", "interval"] = "gaussian"
     prior: Literal["standard normal", "vamp"] = "standard normal"
 
@@ -155,7 +164,7 @@ def build(recipe: Recipe) -> VAE:
     encoder = [PIXELS, *[recipe.encoder_width] * recipe.encoder_depth, outputs]
     decoder = [latent, *[recipe.decoder_width] * recipe.decoder_depth, PIXELS]
     with globally_seeded(recipe.seed):
-        encode = multilayer_perceptron(encoder, activation)
+        encode = multilayer_perceptron(encoder, activation, recipe.encoder_dropout)
         decode = multilayer_perceptron(decoder, activation)
     if recipe.prior == "vamp" and recipe.posterior != "gaussian":
         raise ValueError(f"a VampPrior goes with diagonal posteriors, unlike {recipe}")
@@ -164,6 +173,9 @@ def build(recipe: Recipe) -> VAE:
         decode = nn.Sequential(Centre(prior), *decode)
         return VAE(IntervalPosterior(encode), BernoulliLikelihood(decode), prior)
     posterior = FullCovariancePosterior(encode, latent) if full else GaussianPosterior(encode)
+    if recipe.initial_log_variance:
+        with torch.no_grad():
+            cast("Tensor", encode[-1].bias)[latent : 2 * latent] += recipe.initial_log_variance
     if recipe.prior == "vamp":
         grey = torch.full((_PSEUDO_INPUTS, PIXELS), 0.5)
         return VAE(posterior, BernoulliLikelihood(decode), VampPrior(posterior, grey))
@@ -246,18 +258,20 @@ def fit(
         if _is_flat(recipe, history):
             break
         start = time.perf_counter()
-        distortion, rate = _train_epoch(
-            recipe,
-            model,
-            average,
-            optimiser,
-            schedule,
-            train_images,
-            batches,
-            generator,
-            number_format,
-        )
-        held_out = bound_parts_in_chunks(returned, validation_pixels, _generator(recipe))
+        with _seeded_dropout(recipe, generator):
+            distortion, rate = _train_epoch(
+                recipe,
+                epoch,
+                model,
+                average,
+                optimiser,
+                schedule,
+                train_images,
+                batches,
+                generator,
+                number_format,
+            )
+        held_out = bound_parts_in_chunks(returned.eval(), validation_pixels, _generator(recipe))
         history.append(
             Epoch(
                 epoch,
@@ -296,6 +310,7 @@ def _generator(recipe: Recipe) -> torch.Generator:
 
 def _train_epoch(
     recipe: Recipe,
+    epoch: int,
     model: VAE,
     average: AveragedModel,
     optimiser: torch.optim.Optimizer,
@@ -305,14 +320,16 @@ def _train_epoch(
     generator: torch.Generator,
     number_format: torch.dtype,
 ) -> tuple[float, float]:
+    model.train()
     order = torch.randperm(len(images), generator=generator)
     distortion = rate = 0.0
-    for batch in order[: batches * recipe.batch_size].tensor_split(batches):
+    for step, batch in enumerate(order[: batches * recipe.batch_size].tensor_split(batches)):
         pixels = images[batch]
         if recipe.pixels == "binarised":
             pixels = binarize(pixels, generator)
         parts = bound_parts(model, pixels, generator, number_format)
-        loss = (parts.distortion + recipe.beta * parts.rate).mean()
+        weight = _rate_weight(recipe, epoch - 1 + (step + 1) / batches)
+        loss = (parts.distortion + weight * parts.rate).mean()
         if not math.isfinite(loss.item()):
             raise DivergedError(f"the loss is {loss.item()}: lower the learning rate of {recipe}")
         optimiser.zero_grad()
@@ -357,8 +374,22 @@ def _average(
     torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + int(steps)) / (10 + int(steps))))
 
 
+def _seeded_dropout(
+    recipe: Recipe, generator: torch.Generator
+) -> contextlib.AbstractContextManager[None]:
+    """Let dropout, which knows only torch's global generator, draw from this one's seed."""
+    if not recipe.encoder_dropout:
+        return contextlib.nullcontext()
+    return globally_seeded(int(torch.randint(2**63 - 1, (), generator=generator)))
+
+
+def _rate_weight(recipe: Recipe, epochs: float) -> float:
+    """Return the weight of the rate after so many epochs: it rises on a line, then stays."""
+    return recipe.beta * min(1.0, epochs / recipe.kl_warm_up) if recipe.kl_warm_up else recipe.beta
+
+
 def _is_flat(recipe: Recipe, history: list[Epoch]) -> bool:
-    if not recipe.flat or len(history) < 2 * _WINDOW:
+    if not recipe.flat or len(history) < recipe.kl_warm_up + 2 * _WINDOW:
         return False
     losses = [row.validation_distortion + recipe.beta * row.validation_rate for row in history]
     return min(losses[:-_WINDOW]) - min(losses[-_WINDOW:]) < recipe.flat
