@@ -18,7 +18,7 @@ import os
 import warnings
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -29,6 +29,8 @@ VALIDATION_EXAMPLES = 5_000
 """The first 5,000 training images validate; the other 55,000 train."""
 
 Part = Literal["train", "validation", "test"]
+
+PARTS: tuple[Part, ...] = get_args(Part)
 
 # SHA-256 of the four unpacked files of the official data set, which torchvision does not check.
 _CHECKSUMS = {
@@ -59,7 +61,7 @@ class Source(StrEnum):
 
 
 class Digits(NamedTuple):
-    """Grey images in [0, 1] and the digit that each of them shows."""
+    """Images with pixels in [0, 1], and the digit that each of them shows."""
 
     images: Float[Tensor, "examples 784"]
     labels: Int[Tensor, " examples"]
@@ -163,13 +165,19 @@ def binarize(
     return torch.bernoulli(images, generator=generator)
 
 
+def binarize_once(images: Float[Tensor, "*batch pixels"]) -> Float[Tensor, "*batch pixels"]:
+    """Draw pixels that are the same for the same images: those on which models are compared."""
+    return binarize(images, torch.Generator().manual_seed(0))
+
+
 @functools.cache
-def binarized(part: Part) -> Float[Tensor, "examples pixels"]:
-    """Return the images of a part, binarised once: the pixels on which models are compared.
+def binarized(part: Part) -> Digits:
+    """Return a part of the digits, its images binarised once.
 
     Introduced in "Sampling the quilt".
     """
-    return binarize(load_mnist(part).images, torch.Generator().manual_seed(0))
+    images, labels = load_mnist(part)
+    return Digits(binarize_once(images), labels)
 
 
 def _check(folder: Path) -> None:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import (
     AffineTransform,
     Categorical,
@@ -24,10 +24,8 @@ from torch.distributions import (
     MixtureSameFamily,
     MultivariateNormal,
     TransformedDistribution,
-    constraints,
 )
 
-from priormatch.aggregated import AggregatedPosterior
 from priormatch.models import globally_seeded
 
 # Importing zuko switches the checks of every distribution off; this is torch's default again.
@@ -46,92 +44,6 @@ class TooFewCodesError(ValueError):
 
 class DegenerateCodesError(ValueError):
     """The codes have no density: they lie in fewer dimensions than they have, or are not finite."""
-
-
-class VampPrior(nn.Module, Distribution):
-    r"""Mixture of the posteriors of learned pseudo-inputs: a prior that is trained with its VAE.
-
-    .. math:: r(z) = \frac1K \sum_{k=1}^K Q(z|u_k), \quad u_k = \operatorname{sigmoid}(l_k)
-
-    The pseudo-inputs u are pictures with pixels between 0 and 1, made of free parameters l. The
-    encoder is the VAE's own and stays its: the prior neither stores it nor trains it twice, but
-    gradients of `log_prob` reach it.
-
-    Args:
-        encoder: Module that maps images to diagonal Gaussian posteriors.
-        images: Pictures to start from, with values in [0, 1], of shape ``(components, pixels)``.
-
-    Source: :cite:t:`tomczak2018`, with the logistic function in place of a hard bound, at which a
-    pixel would stop learning.
-
-    Introduced in "Sampling the quilt".
-    """
-
-    arg_constraints = {}  # noqa: RUF012 - the name and form that torch.distributions reads
-    support = constraints.real_vector
-    has_rsample = False
-
-    def __init__(self, encoder: nn.Module, images: Float[Tensor, "components pixels"]) -> None:
-        nn.Module.__init__(self)
-        # In a tuple it is not a part of this module: its weights are the VAE's.
-        self._encoder = (encoder,)
-        self.logits = nn.Parameter(torch.empty_like(images))
-        self.start_from(images)
-        Distribution.__init__(self, event_shape=encoder(images[:1]).event_shape)
-
-    @torch.no_grad()
-    def start_from(self, images: Float[Tensor, "components pixels"]) -> None:
-        """Make the pseudo-inputs equal to pictures; values nearer to 0 and 1 than 0.01 are moved.
-
-        Training images are a good start: their posteriors lie all over the quilt, where those of
-        one average image and noise would first have to part.
-        """
-        self.logits.copy_(images.clamp(0.01, 0.99).logit())
-
-    @property
-    def pseudo_inputs(self) -> Float[Tensor, "components pixels"]:
-        """The learned pictures, with pixels between 0 and 1."""
-        return self.logits.sigmoid()
-
-    @property
-    def mixture(self) -> AggregatedPosterior:
-        """The mixture as it is now; gradients reach the encoder and the pseudo-inputs."""
-        posteriors = self._encoder[0](self.pseudo_inputs)
-        # A training that diverges is to be told by its loss.
-        return AggregatedPosterior(posteriors.mean, posteriors.stddev, validate_args=False)
-
-    @property
-    @torch.no_grad()
-    def mean(self) -> Float[Tensor, " latent"]:
-        """Exact mean."""
-        return self.mixture.mean
-
-    @property
-    @torch.no_grad()
-    def variance(self) -> Float[Tensor, " latent"]:
-        """Exact variance of each latent dimension."""
-        return self.mixture.variance
-
-    def log_prob(self, value: Float[Tensor, "*sample latent"]) -> Float[Tensor, " *sample"]:
-        """Return log r(z) in nats; gradients reach codes, encoder and pseudo-inputs."""
-        return self.mixture.log_prob(value)
-
-    def sample(
-        self,
-        sample_shape: torch.Size | tuple[int, ...] | list[int] = (),
-        *,
-        generator: torch.Generator | None = None,
-    ) -> Float[Tensor, "*sample latent"]:
-        """Draw codes: a pseudo-input at random, then a draw of its posterior.
-
-        Args:
-            sample_shape: Shape of the block of draws.
-            generator: Source of the randomness; torch's global one if it is None.
-
-        Returns:
-            Codes of shape ``(*sample_shape, latent)``.
-        """
-        return self.mixture.sample(sample_shape, generator=generator)
 
 
 class Fitted(NamedTuple):

@@ -6,8 +6,7 @@ I[n; z] <= ln N. The in-sample KL therefore cannot fall below R - ln N, whatever
 
 import math
 import warnings
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,60 +22,9 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.distributions import Distribution, Normal, kl_divergence
 
-from priormatch.aggregated import AggregatedPosterior
+from priormatch.distributions import AggregatedPosterior
 from priormatch.divergences import kl_between_gaussians, kl_from_prior_per_dimension
-from priormatch.results import decimals
-
-Bound = Literal["none", "lower", "upper"]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A measured number.
-
-    Attributes:
-        value: The estimate.
-        standard_error: Its standard error over draws or held-out examples, in the same unit.
-        bound: On which side of the population's value its expectation lies.
-        floor: Value below which the estimator cannot fall whatever the truth, if there is one.
-    """
-
-    value: float
-    standard_error: float
-    bound: Bound = "none"
-    floor: float | None = None
-
-    def __str__(self) -> str:
-        """Return the value and its standard error with the digits that the error leaves."""
-        digits = decimals(self.standard_error, 2) if self.standard_error > 0 else 4
-        return f"{self.value:.{digits}f} ± {self.standard_error:.{digits}f}"
-
-
-class Statistic(NamedTuple):
-    """An estimate beside the values that it takes where the aggregated posterior is the prior.
-
-    Attributes:
-        estimate: The measured number.
-        low: The lower end of its null band, which holds 95 % of such numbers under a match.
-        high: The upper end.
-    """
-
-    estimate: Estimate
-    low: float
-    high: float
-
-
-def average(
-    values: Float[Tensor, " draws"], bound: Bound = "none", floor: float | None = None
-) -> Estimate:
-    """Return the mean of independent values and its standard error.
-
-    >>> print(average(torch.tensor([0.0, 1.0, 2.0, 3.0])))
-    1.50 ± 0.65
-    """
-    values = values.double()
-    error = values.std() / math.sqrt(len(values))
-    return Estimate(values.mean().item(), error.item(), bound, floor)
+from priormatch.estimate import Estimate, Statistic, average
 
 
 def mean_rate(aggregated: AggregatedPosterior) -> Float[Tensor, ""]:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import MultivariateNormal, kl_divergence
+from torch.distributions import kl_divergence
 
 from priormatch.models import VAE, draw
 
@@ -78,30 +78,3 @@ def bound_parts_in_chunks(
     """Do as `bound_parts` does, without gradients and in memory that the data do not raise."""
     parts = [bound_parts(vae, some, generator) for some in images.split(chunk)]
     return BoundParts(*(torch.cat(part) for part in zip(*parts, strict=True)))
-
-
-@torch.no_grad()
-def encode(
-    vae: VAE, images: Float[Tensor, "examples pixels"], chunk: int = 2_000
-) -> tuple[Float[Tensor, "examples latent"], Float[Tensor, "examples latent"]]:
-    """Return the means and scales of the diagonal Gaussian posteriors of many images.
-
-    Args:
-        vae: The model.
-        images: Pixels, of shape ``(examples, pixels)``.
-        chunk: Images encoded at a time.
-
-    Returns:
-        Means and scales (standard deviations), each of shape ``(examples, latent)``.
-
-    Raises:
-        TypeError: The posteriors have full covariances, which scales do not describe.
-
-    Introduced in "The KL term".
-    """
-    posteriors = [vae.posterior(some) for some in images.split(chunk)]
-    if isinstance(posteriors[0], MultivariateNormal):
-        raise TypeError("means and scales do not describe posteriors with full covariances")
-    mean = torch.cat([posterior.mean for posterior in posteriors])
-    scale = torch.cat([posterior.stddev for posterior in posteriors])
-    return mean, scale

@@ -5,7 +5,7 @@ import functools
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
-from priormatch.data import binarize
-from priormatch.densities import VampPrior
+from priormatch.data import binarize, binarize_once
+from priormatch.distributions import VampPrior
 from priormatch.models import (
     VAE,
     BernoulliLikelihood,
@@ -62,22 +62,22 @@ class Recipe:
         decoder_depth: Hidden layers of the decoder.
         decoder_width: Units of each of them.
         activation: Nonlinearity between the layers.
-        pixels: ``"binarised"`` draws fresh binary pixels at every use; ``"grey"`` trains on the
-            cross-entropy of grey values, as many tutorials do; it is no likelihood.
+        pixels: ``"binarised"`` draws fresh binary pixels at every use; ``"grayscale"`` trains on
+            the cross-entropy of grey values, as many tutorials do; it is no likelihood.
         beta: Weight of the rate in the loss; 1 is the ELBO.
         kl_warm_up: Epochs over which that weight rises from 0 to `beta`, step by step on a line.
-        epochs: Passes over the training images; with `flat`, at most.
+        epochs: Passes over the training images; with `min_improvement`, at most.
         batch_size: Images of a gradient step.
         learning_rate: Peak learning rate of Adam.
         schedule: ``"one cycle"`` rises to the peak in a tenth of the steps and falls to zero along
-            a cosine; ``"inverse root"`` rises during the first epoch and falls with the root of
+            a cosine; ``"inverse sqrt"`` rises during the first epoch and falls with the root of
             their number from the fifth on, wherever training ends; ``"constant"`` stays.
-        gradient_norm: Longer gradients are shortened to it; 0 leaves them as they are.
-        weight_average: Decay of the exponential moving average of the weights, a step. The average
+        clip_grad_norm: Longer gradients are shortened to it; 0 leaves them as they are.
+        ema_decay: Decay of the exponential moving average of the weights, a step. The average
             is what is validated and returned; 0 stands for the weights themselves.
-        flat: Training ends before `epochs` once the validation ELBO, its rate weighted by `beta`,
-            is at its best of the last 10 epochs less than this many nats above its best before
-            them, though not before 20 epochs after the warm-up; 0 trains all `epochs`.
+        min_improvement: Early stopping. Training ends once the best validation loss of the last 10
+            epochs is less than this many nats below the best before them, though not before 20
+            epochs after the warm-up; 0 trains all `epochs`. The loss weights the rate by `beta`.
         seed: Decides the initial weights, the order of the images, the pixels and the noise.
         encoder_dropout: Share of the encoder's hidden units that are left out at each training
             step, anew for each image.
@@ -98,16 +98,16 @@ class Recipe:
     decoder_depth: int = 2
     decoder_width: int = 500
     activation: Literal["relu", "softplus"] = "relu"
-    pixels: Literal["binarised", "grey"] = "binarised"
+    pixels: Literal["binarised", "grayscale"] = "binarised"
     beta: float = 1.0
     kl_warm_up: int = 0
     epochs: int = 100
     batch_size: int = 250
     learning_rate: float = 3e-3
-    schedule: Literal["one cycle", "inverse root", "constant"] = "one cycle"
-    gradient_norm: float = 0.0
-    weight_average: float = 0.0
-    flat: float = 0.0
+    schedule: Literal["one cycle", "inverse sqrt", "constant"] = "one cycle"
+    clip_grad_norm: float = 0.0
+    ema_decay: float = 0.0
+    min_improvement: float = 0.0
     seed: int = 0
     encoder_dropout: float = 0.0
     initial_log_variance: float = 0.0
@@ -222,8 +222,8 @@ def fit(
         chosen = torch.randperm(len(train_images), generator=_generator(recipe))[:_PSEUDO_INPUTS]
         # Fewer images than pseudo-inputs are taken several times.
         model.prior.start_from(train_images[chosen[torch.arange(_PSEUDO_INPUTS) % len(chosen)]])
-    average = AveragedModel(model, multi_avg_fn=functools.partial(_average, recipe.weight_average))
-    returned = cast("VAE", average.module) if recipe.weight_average else model
+    average = AveragedModel(model, multi_avg_fn=functools.partial(_average, recipe.ema_decay))
+    returned = cast("VAE", average.module) if recipe.ema_decay else model
     optimiser = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate, fused=True)
     batches = max(1, len(train_images) // recipe.batch_size)
     schedule = _schedule(recipe, optimiser, batches)
@@ -304,6 +304,23 @@ def fit(
     return Trained(returned.eval(), history)
 
 
+def fastest_format(recipe: Recipe) -> torch.dtype:
+    """Return the format in which this processor multiplies the matrices of a training fastest.
+
+    That is bfloat16 where the processor multiplies it by itself; elsewhere torch would imitate it,
+    slowly. It rounds hidden layers, and so moves the means of posteriors: after 20 epochs, as root
+    mean square over 1,000 test images and mean of five seeds, by 0.037 ± 0.002 of a scale in two
+    dimensions with the ELBO, but by 0.17 ± 0.05 in one dimension, and where the rate weighs 0.01 by
+    more than half a scale in each seed. Trainings with posteriors that narrow are in single
+    precision.
+    """
+    narrow = recipe.beta < 1 or recipe.latent_dimension == 1
+    # Older versions of torch do not tell.
+    known: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    native = known.get("avx512_bf16") or known.get("amx_bf16")
+    return torch.bfloat16 if native and not narrow else torch.float32
+
+
 def _generator(recipe: Recipe) -> torch.Generator:
     return torch.Generator().manual_seed(recipe.seed)
 
@@ -334,11 +351,11 @@ def _train_epoch(
             raise DivergedError(f"the loss is {loss.item()}: lower the learning rate of {recipe}")
         optimiser.zero_grad()
         loss.backward()
-        if recipe.gradient_norm:
-            nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_norm)
+        if recipe.clip_grad_norm:
+            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_grad_norm)
         optimiser.step()
         schedule.step()
-        if recipe.weight_average:
+        if recipe.ema_decay:
             average.update_parameters(model)
         distortion += parts.distortion.mean().item() / batches
         rate += parts.rate.mean().item() / batches
@@ -350,7 +367,7 @@ def _schedule(
 ) -> torch.optim.lr_scheduler.LRScheduler:
     if recipe.schedule == "constant":
         return torch.optim.lr_scheduler.ConstantLR(optimiser, factor=1.0)
-    if recipe.schedule == "inverse root":
+    if recipe.schedule == "inverse sqrt":
 
         def share_of_peak(steps: int) -> float:
             epochs = (steps + 1) / batches
@@ -389,17 +406,17 @@ def _rate_weight(recipe: Recipe, epochs: float) -> float:
 
 
 def _is_flat(recipe: Recipe, history: list[Epoch]) -> bool:
-    if not recipe.flat or len(history) < recipe.kl_warm_up + 2 * _WINDOW:
+    if not recipe.min_improvement or len(history) < recipe.kl_warm_up + 2 * _WINDOW:
         return False
     losses = [row.validation_distortion + recipe.beta * row.validation_rate for row in history]
-    return min(losses[:-_WINDOW]) - min(losses[-_WINDOW:]) < recipe.flat
+    return min(losses[:-_WINDOW]) - min(losses[-_WINDOW:]) < recipe.min_improvement
 
 
 def _validation_pixels(recipe: Recipe, images: Tensor) -> Tensor:
     """Binarise once, alike for every recipe, so that validation curves can be compared."""
-    if recipe.pixels == "grey":
+    if recipe.pixels == "grayscale":
         return images
-    return binarize(images, torch.Generator().manual_seed(0))
+    return binarize_once(images)
 
 
 def _save_atomically(file: Path, state: dict[str, Any]) -> None:

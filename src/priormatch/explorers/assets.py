@@ -8,6 +8,7 @@ import functools
 import gzip
 import math
 from collections.abc import Callable
+from enum import IntFlag
 from typing import Final, NamedTuple, cast
 
 import torch
@@ -16,13 +17,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.distributions import Independent, kl_divergence
 
-from priormatch import zoo
-from priormatch.aggregated import AggregatedPosterior
-from priormatch.data import Digits, binarize, load_mnist
+from priormatch.data import Digits, binarized
+from priormatch.distributions import INTERVAL, AggregatedPosterior
+from priormatch.experiments import pretrained
 from priormatch.explorers import history, slices
-from priormatch.interval import density_by_digit
-from priormatch.models import INTERVAL, VAE
-from priormatch.objectives import encode
+from priormatch.line import density_by_digit
+from priormatch.models import VAE, encode
 
 SUFFIX: Final = ".safetensors.gz"
 
@@ -50,37 +50,37 @@ class Quilt(NamedTuple):
     threshold: float
 
 
+class Thinness(IntFlag):
+    """Where the aggregated posterior is thin."""
+
+    THINNER = 1  # than the prior
+    TEN_TIMES_THINNER = 2
+    HOLE = 4
+
+
 class Field(NamedTuple):
-    """The quilt on the grid of places that z can take; the first axis is z_1.
+    """The quilt on the grid of codes that z can take; the first axis is z_1.
 
     Attributes:
         log_ratio: ln q(z)/p(z) in nats.
-        place: 1 where q is thinner than the prior, plus 2 where ten times, plus 4 in a hole.
+        thinness: `Thinness`, as a number.
     """
 
     log_ratio: Float[Tensor, "nodes nodes"]
-    place: UInt8[Tensor, "nodes nodes"]
+    thinness: UInt8[Tensor, "nodes nodes"]
 
 
 @functools.cache
 def vae(name: str = "question") -> VAE:
     """Return a stored model."""
-    return zoo.load(name).model
-
-
-@functools.cache
-def test_digits() -> Digits:
-    """Return the test images, binarised as in the chapters."""
-    images, labels = load_mnist("test")
-    return Digits(binarize(images, torch.Generator().manual_seed(0)), labels)
+    return pretrained.load(name).model
 
 
 @functools.cache
 def quilt() -> Quilt:
     """Return the aggregated posterior of the question's VAE, as "The latent picture" has it."""
-    train = binarize(load_mnist("train").images, torch.Generator().manual_seed(0))
-    aggregated = AggregatedPosterior(*encode(vae(), train))
-    means, scales = encode(vae(), test_digits().images)
+    aggregated = AggregatedPosterior(*encode(vae(), binarized("train").images))
+    means, scales = encode(vae(), binarized("test").images)
     noise = torch.randn(means.shape, generator=torch.Generator().manual_seed(6))
     codes = means + scales * noise
     return Quilt(aggregated, codes, aggregated.log_prob(codes).quantile(0.01).item())
@@ -128,12 +128,12 @@ def field() -> Field:
     log_density = log_density_on_grid(quilt().aggregated, nodes)
     log_prior = -0.5 * (nodes[:, None] ** 2 + nodes**2) - math.log(2 * math.pi)
     log_ratio = log_density - log_prior
-    place = (
-        (log_ratio < 0).to(torch.uint8)
-        + 2 * (log_ratio < -math.log(10)).to(torch.uint8)
-        + 4 * (log_density < quilt().threshold).to(torch.uint8)
+    thinness = (
+        Thinness.THINNER * (log_ratio < 0).to(torch.uint8)
+        + Thinness.TEN_TIMES_THINNER * (log_ratio < -math.log(10)).to(torch.uint8)
+        + Thinness.HOLE * (log_density < quilt().threshold).to(torch.uint8)
     )
-    return Field(log_ratio, place)
+    return Field(log_ratio, thinness)
 
 
 def hundredths(values: Float[Tensor, "*shape"]) -> Int16[Tensor, "*shape"]:
@@ -149,12 +149,12 @@ def differences(values: Int16[Tensor, "nodes nodes"]) -> Int16[Tensor, "nodes no
 
 def packed_field() -> dict[str, Tensor]:
     """Return the grid as a page reads it."""
-    return {"differences": differences(hundredths(field().log_ratio)), "place": field().place}
+    return {"differences": differences(hundredths(field().log_ratio)), "thinness": field().thinness}
 
 
 def packed_codes() -> dict[str, Tensor]:
     """Return posteriors of test images, in half precision, and a draw of each."""
-    images, labels = test_digits()
+    images, labels = binarized("test")
     some = slice(None, None, max(1, len(images) // CODES))
     means, scales = encode(vae(), images[some])
     return {
@@ -168,7 +168,7 @@ def packed_codes() -> dict[str, Tensor]:
 @functools.cache
 def some_digits() -> Digits:
     """Return the test images that can be picked: the first two of each digit, in their order."""
-    images, labels = test_digits()
+    images, labels = binarized("test")
     firsts = torch.stack([(labels == digit).nonzero()[:2, 0] for digit in range(10)])
     chosen = firsts.T.flatten()
     return Digits(images[chosen], labels[chosen])
@@ -190,19 +190,18 @@ INTERVAL_EVERY: Final = 50
 @functools.cache
 def density_on_interval() -> Float[Tensor, "digits nodes"]:
     """Return the joint density of digit and code of the interval's VAE at the places of z."""
-    images, labels = load_mnist("train")
-    pixels = binarize(images, torch.Generator().manual_seed(0))
+    images, labels = binarized("train")
     nodes = torch.arange(1, round(INTERVAL / INTERVAL_STEP), dtype=torch.float64) * INTERVAL_STEP
     with torch.no_grad():
         return density_by_digit(
-            cast("Independent", vae("interval").posterior(pixels)), labels, nodes
+            cast("Independent", vae("interval").posterior(images)), labels, nodes
         )
 
 
 @torch.no_grad()
 def packed_interval() -> dict[str, Tensor]:
     """Return the density of each digit along the interval, and posteriors of test images."""
-    images, labels = (values[::INTERVAL_EVERY] for values in test_digits())
+    images, labels = (values[::INTERVAL_EVERY] for values in binarized("test"))
     posterior = cast("Independent", vae("interval").posterior(images))
     alpha = posterior.base_dist.concentration1[:, 0].double()
     beta = posterior.base_dist.concentration0[:, 0].double()

@@ -26,9 +26,9 @@ const nameOf = (dimension) => `z${[...String(dimension)].map((digit) => String.f
 
 async function render({ model, el }) {
   let wanted = false; // until then a page shows what it brought with it
-  const cellsOf = (d) => tensorsOf(wanted ? model.get(`codes_${d}`) : model.get("look"));
+  const cellsOf = (d) => tensorsOf(wanted ? model.get(`codes_${d}`) : model.get("snapshot"));
   const offers = model.get("offers");
-  if (model.get("look")) await cellsOf(); // so that what fails, fails while the still is there
+  if (model.get("snapshot")) await cellsOf(); // so that what fails, fails while the still is there
   begin(el, "dimensions");
   const set = setter(model);
   const say = announcer(el);
@@ -123,7 +123,7 @@ async function render({ model, el }) {
     heading,
     make("div", { class: "explorer-pair" }, table(Object.keys(LABELS).slice(0, half)), table(Object.keys(LABELS).slice(half))));
   for (const name of ["d", "seed", "pair"]) model.on(`change:${name}`, read);
-  if (model.get("look")) await read();
+  if (model.get("snapshot")) await read();
   whenWanted(el, typeof model.get(`codes_${model.get("d")}`) !== "string", () => {
     wanted = true;
     return read();

@@ -17,16 +17,17 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from priormatch import study, zoo
-from priormatch.aggregated import AggregatedPosterior
 from priormatch.data import binarized, load_mnist
+from priormatch.distributions import AggregatedPosterior
 from priormatch.divergences import kl_from_prior_per_dimension
-from priormatch.mismatch import Bound, Estimate, average, dimension_wise_kl
-from priormatch.models import VAE, draw
-from priormatch.objectives import encode
+from priormatch.estimate import Bound, Estimate, average
+from priormatch.experiments import store, study
+from priormatch.experiments.table import Table
+from priormatch.mismatch import dimension_wise_kl
+from priormatch.models import VAE, draw, encode
 from priormatch.training import Recipe
 
-STORED: Final = zoo.STORE / "dimension-codes.safetensors"
+STORED: Final = store.MODELS / "dimension-codes.safetensors"
 """The stored codes, in a checkout of the book."""
 
 DIMENSIONS: Final = (2, 3, 5, 10, 20, 50)
@@ -50,7 +51,7 @@ MEASURES: Final[dict[str, Bound]] = {
 _SHOWN: Final = {"encoder_depth": 2, "encoder_width": 500, "beta": 1.0}
 
 
-class Cell(NamedTuple):
+class Training(NamedTuple):
     """A training of the study, its latent dimensions sorted by their rate, the highest first.
 
     Attributes:
@@ -69,7 +70,7 @@ class Cell(NamedTuple):
 
 
 @torch.no_grad()
-def look(vae: VAE) -> dict[str, Tensor]:
+def snapshot(vae: VAE) -> dict[str, Tensor]:
     """Draw codes of a model, and measure what the study's table does not hold.
 
     Args:
@@ -80,8 +81,8 @@ def look(vae: VAE) -> dict[str, Tensor]:
         in nats, for each latent dimension, its ``rate`` and the standard errors ``rate_error`` and
         ``marginal_kl_error``, all in the order of the model.
     """
-    train = AggregatedPosterior(*encode(vae, binarized("train")))
-    test = AggregatedPosterior(*encode(vae, binarized("test")))
+    train = AggregatedPosterior(*encode(vae, binarized("train").images))
+    test = AggregatedPosterior(*encode(vae, binarized("test").images))
     codes = draw(test.posteriors, torch.Generator().manual_seed(0))
     kl = kl_from_prior_per_dimension(train.means, 2 * train.scales.log())
     rates = [average(kl_of_dimension) for kl_of_dimension in kl.T]
@@ -104,69 +105,68 @@ def recipes() -> list[Recipe]:
     ]
 
 
-def store(
+def save(
     shown: Iterable[Recipe],
-    table: Path = study.TABLE,
-    models: Path = study.MODELS,
+    table: Table = study.TABLE,
+    trainings: Path = store.TRAININGS,
     file: Path = STORED,
 ) -> None:
-    """Look at the converged models of those recipes that the table has rows of, and keep the looks.
+    """Draw codes of every converged model in the table, and save them.
 
-    Looks that the file has already, at the models of these rows, are kept as they are.
+    Entries that are up to date stay as they are.
 
     Args:
         shown: Recipes that differ only in their latent dimension and their seed.
         table: The study.
-        models: Folder that keeps the models of the study.
-        file: Where the looks are, and go.
+        trainings: Folder that keeps the trained models.
+        file: Where the codes are, and go.
 
     Raises:
-        zoo.FallbackModelError: Only the fallback digits are there.
+        FallbackModelError: Only the fallback digits are there.
     """
-    zoo.require_mnist("the table of codes")
-    measured = rows(table)
+    store.require_mnist("the table of codes")
+    measured = study_rows(table)
     stored = load_file(file) if file.exists() else {}
     tensors = {"labels": load_mnist("test").labels[::EVERY].to(torch.uint8)}
     for recipe in shown:
-        place = (recipe.latent_dimension, recipe.seed)
-        if place not in measured.index:
+        key = (recipe.latent_dimension, recipe.seed)
+        if key not in measured.index:
             continue
-        looked = _looked(stored, *place)
-        if not looked or not _same_model(measured.loc[place], looked):
-            kept, _ = study.trained(recipe, models)
-            looked = look(kept["converged"])
-            print(f"d = {place[0]}, seed {place[1]}", flush=True)
-        for name, values in looked.items():
-            tensors[_key(*place, name)] = values.contiguous()
+        found = _stored_snapshot(stored, *key)
+        if not found or not _same_model(measured.loc[key], found):
+            found = snapshot(study.train_or_load(recipe, trainings).converged)
+            print(f"d = {key[0]}, seed {key[1]}", flush=True)
+        for name, values in found.items():
+            tensors[_key(*key, name)] = values.contiguous()
     made_by = {"command": "python -m priormatch.explorers.slices", "torch": torch.__version__}
     save_file(tensors, file, metadata=made_by)
 
 
-def rows(table: Path = study.TABLE) -> pd.DataFrame:
+def study_rows(table: Table = study.TABLE) -> pd.DataFrame:
     """Return the rows of the study that can be shown, by latent dimension and seed."""
-    everything = study.read(table)
-    shown = everything["stage"] == "converged"
+    rows = table.read()
+    shown = rows["stage"] == "converged"
     for name, value in _SHOWN.items():
-        shown &= everything[name] == value
-    return everything[shown].set_index(["latent_dimension", "seed"]).sort_index()
+        shown &= rows[name] == value
+    return rows[shown].set_index(["latent_dimension", "seed"]).sort_index()
 
 
 @functools.cache
-def cells(table: Path = study.TABLE, file: Path = STORED) -> dict[tuple[int, int], Cell]:
+def trainings(table: Table = study.TABLE, file: Path = STORED) -> dict[tuple[int, int], Training]:
     """Return the trainings that both the study's table and the stored codes have.
 
     Returns:
-        Cells by latent dimension and seed, in their order.
+        Trainings by latent dimension and seed, in their order.
 
     Raises:
-        zoo.StaleModelError: The codes were drawn from other models than the table's.
+        store.StaleModelError: The codes were drawn from other models than the table's.
     """
     stored = load_file(file)
-    found = {}
-    for (latent, seed), row in rows(table).iterrows():
-        if looked := _looked(stored, latent, seed):
-            found[latent, seed] = _cell(row, looked)
-    return found
+    shown = {}
+    for (latent, seed), row in study_rows(table).iterrows():
+        if codes := _stored_snapshot(stored, latent, seed):
+            shown[latent, seed] = _training(row, codes)
+    return shown
 
 
 def labels(file: Path = STORED) -> Tensor:
@@ -174,22 +174,22 @@ def labels(file: Path = STORED) -> Tensor:
     return load_file(file)["labels"]
 
 
-def packed(latent: int, table: Path = study.TABLE, file: Path = STORED) -> dict[str, Tensor]:
+def packed(latent: int, table: Table = study.TABLE, file: Path = STORED) -> dict[str, Tensor]:
     """Return all trainings with that many latent dimensions as a page reads them."""
-    some = {seed: cell for (d, seed), cell in cells(table, file).items() if d == latent}
+    some = {seed: one for (d, seed), one in trainings(table, file).items() if d == latent}
     return pack(some, range(1, latent + 1), labels(file))
 
 
-def pack(some: dict[int, Cell], dimensions: Iterable[int], digits: Tensor) -> dict[str, Tensor]:
+def pack(some: dict[int, Training], dimensions: Iterable[int], digits: Tensor) -> dict[str, Tensor]:
     """Return trainings as a page reads them.
 
     Args:
-        some: Cells with the same latent dimension, by their seed.
+        some: Trainings with the same latent dimension, by their seed.
         dimensions: Which latent dimensions, counted from 1, the one of the highest rate.
         digits: Labels of the codes.
 
     Returns:
-        Nothing for no cells, else ``seeds``, ``dimensions``, ``labels``, ``codes`` of shape
+        Nothing for no trainings, else ``seeds``, ``dimensions``, ``labels``, ``codes`` of shape
         ``(seeds, dimensions, examples)`` in half precision, ``rates`` and ``marginal_kls`` of shape
         ``(seeds, dimensions, 2)``, and each measure of shape ``(seeds, 2)``: value and error.
     """
@@ -204,17 +204,17 @@ def pack(some: dict[int, Cell], dimensions: Iterable[int], digits: Tensor) -> di
         # Not rounded: a page rounds to as many decimals as Python does.
         return torch.tensor(numbers, dtype=torch.float64)
 
-    trainings = some.values()
+    values = some.values()
     return {
         "seeds": torch.tensor([*some], dtype=torch.uint8),
         "dimensions": torch.tensor([j + 1 for j in chosen], dtype=torch.uint8),
         "labels": digits,
-        "codes": torch.stack([cell.codes.T[chosen] for cell in trainings]),
-        "rates": double([pairs(cell.rates[j] for j in chosen) for cell in trainings]),
-        "marginal_kls": double([pairs(cell.marginal_kls[j] for j in chosen) for cell in trainings]),
-        **{name: double(pairs(cell.measures[name] for cell in trainings)) for name in MEASURES},
-        "floor": double([cell.measures["in_sample_kl"].floor for cell in trainings]),
-        "active_units": torch.tensor([cell.active_units for cell in trainings], dtype=torch.uint8),
+        "codes": torch.stack([one.codes.T[chosen] for one in values]),
+        "rates": double([pairs(one.rates[j] for j in chosen) for one in values]),
+        "marginal_kls": double([pairs(one.marginal_kls[j] for j in chosen) for one in values]),
+        **{name: double(pairs(one.measures[name] for one in values)) for name in MEASURES},
+        "floor": double([one.measures["in_sample_kl"].floor for one in values]),
+        "active_units": torch.tensor([one.active_units for one in values], dtype=torch.uint8),
     }
 
 
@@ -222,8 +222,8 @@ def _key(latent: int, seed: int, name: str) -> str:
     return f"{latent}-{seed}.{name}"
 
 
-def _looked(stored: dict[str, Tensor], latent: int, seed: int) -> dict[str, Tensor]:
-    """Return what was stored of the look at a training: nothing, or all that `look` returns."""
+def _stored_snapshot(stored: dict[str, Tensor], latent: int, seed: int) -> dict[str, Tensor]:
+    """Return what is stored of a training: nothing, or all that `snapshot` returns."""
     of_it = _key(latent, seed, "")
     return {key.removeprefix(of_it): stored[key] for key in stored if key.startswith(of_it)}
 
@@ -232,22 +232,22 @@ def _of_dimensions(row: pd.Series, name: str) -> Tensor:
     return torch.tensor([float(number) for number in row[name].split()], dtype=torch.float64)
 
 
-def _same_model(row: pd.Series, looked: dict[str, Tensor]) -> bool:
-    """Whether a row of the table and a look are of one model, by its rates."""
+def _same_model(row: pd.Series, found: dict[str, Tensor]) -> bool:
+    """Return whether a row of the table and a snapshot are of one model, by its rates."""
     rates = _of_dimensions(row, "rate_of_dimensions")
-    return torch.allclose(rates, looked["rate"].double(), rtol=1e-3, atol=1e-5)
+    return torch.allclose(rates, found["rate"].double(), rtol=1e-3, atol=1e-5)
 
 
-def _cell(row: pd.Series, looked: dict[str, Tensor]) -> Cell:
+def _training(row: pd.Series, found: dict[str, Tensor]) -> Training:
     rates, kls = (_of_dimensions(row, name) for name in ("rate_of_dimensions", "kl_of_dimensions"))
-    if not _same_model(row, looked):
-        raise zoo.StaleModelError(
+    if not _same_model(row, found):
+        raise store.StaleModelError(
             "The stored codes are of other models than the study's table: "
             "run `python -m priormatch.explorers.slices`."
         )
     order = rates.argsort(descending=True)
-    errors = {name: looked[name][order].tolist() for name in ("rate_error", "marginal_kl_error")}
-    return Cell(
+    errors = {name: found[name][order].tolist() for name in ("rate_error", "marginal_kl_error")}
+    return Training(
         {
             name: Estimate(row[name], row[f"{name}_error"], bound, row.get(f"{name}_floor"))
             for name, bound in MEASURES.items()
@@ -258,13 +258,13 @@ def _cell(row: pd.Series, looked: dict[str, Tensor]) -> Cell:
             Estimate(*pair, "lower")
             for pair in zip(kls[order].tolist(), errors["marginal_kl_error"], strict=True)
         ],
-        looked["codes"][:, order],
+        found["codes"][:, order],
     )
 
 
 def main() -> int:
-    """Look at the models of the study's table, and store the looks."""
-    store(recipes())
+    """Draw codes of the models in the study's table, and save them."""
+    save(recipes())
     return 0
 
 

@@ -14,7 +14,7 @@ from torch.distributions import Normal
 
 from priormatch import plotting
 from priormatch.divergences import kl_from_prior_per_dimension
-from priormatch.mismatch import Estimate
+from priormatch.estimate import Estimate
 from priormatch.plotting import POSTERIOR
 
 

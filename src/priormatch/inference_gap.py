@@ -1,45 +1,20 @@
-"""What one network for all images costs: the inference gap, and what a posterior of its own saves.
+"""The inference gap, split into what the network costs and what the Gaussian family costs."""
 
-``python -m priormatch.amortisation`` makes ``results/amortisation.csv`` from the two-dimensional
-models that the study keeps, and trains those that are missing. It can be killed at any moment:
-finished rows stay.
-"""
-
-import argparse
 import math
-import os
-import sys
-from collections.abc import Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
 
-import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 from torch.optim.lr_scheduler import OneCycleLR
-from tqdm.auto import tqdm
 
-from priormatch import study, zoo
-from priormatch.data import Part, binarized, prepare
-from priormatch.densities import fit_best
 from priormatch.evidence import (
     Grid,
     exact_elbo,
     exact_inference_in_the_plane,
     likeliest_nodes,
 )
-from priormatch.mismatch import Estimate, average, held_out_kl
-from priormatch.models import VAE, draw, from_noise
-from priormatch.objectives import bound_parts_in_chunks
-from priormatch.training import Recipe
-
-TABLE = study.TABLE.with_name("amortisation.csv")
-"""The stored table, in a checkout of the book."""
-
-# Images of a part whose posteriors are refined.
-_IMAGES = 200
+from priormatch.models import VAE, from_noise
 
 # The square on which the highest peak of an exact posterior is looked for.
 _COARSE = Grid((-5.0, -5.0), (5.0, 5.0), 0.04)
@@ -164,93 +139,3 @@ def gaps(
         "diagonal_gap": gap_of(diagonal, *found),
         "full_gap": gap_of(diagonal, *found, *with_correlations),
     }
-
-
-def measure(vae: VAE, seed: int = 0) -> dict[str, Estimate | int | str]:
-    """Measure a model with two latent dimensions: its gaps, and its mismatch from N(0, I).
-
-    All of it holds for posteriors with full covariances too, unlike `study.measure`.
-
-    Args:
-        vae: A model with a prior N(0, I).
-        seed: Decides the draws, so that models are compared on the same.
-
-    Returns:
-        Measures by name, in nats; those of training and of test images have the part in front.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    measures: dict[str, Estimate | int | str] = {}
-    codes = {}
-    everything: tuple[Part, ...] = ("train", "validation", "test")
-    for part in everything:
-        parts = bound_parts_in_chunks(vae, binarized(part), generator)
-        measures[f"{part}_rate"] = average(parts.rate)
-        measures[f"{part}_elbo"] = average(parts.elbo)
-        with torch.no_grad():
-            encoded = [vae.posterior(some) for some in binarized(part).split(2_000)]
-        codes[part] = torch.cat([draw(one, generator) for one in encoded])
-    fitted = fit_best(codes["train"], codes["validation"], seed)
-    measures["density"] = fitted.name
-    measures["density_bound"] = held_out_kl(fitted.density, codes["test"], vae.prior)
-    for part in ("train", "test"):
-        pixels = binarized(part)
-        # Over the whole file: the two halves of the test images are of different writers.
-        some = pixels[:: len(pixels) // _IMAGES][:_IMAGES]
-        measures |= {
-            f"{part}_{name}": average(values) for name, values in gaps(vae, some, generator).items()
-        }
-    return measures
-
-
-def recipes() -> list[Recipe]:
-    """Return the recipes of the table: the encoders of "A deeper encoder" in two dimensions."""
-    question = study._BASE
-    encoders = [
-        question,
-        replace(question, posterior="full covariance"),
-        *(replace(question, encoder_depth=depth) for depth in (1, 3, 4)),
-        *(replace(question, encoder_width=width) for width in (100, 1000)),
-    ]
-    return [replace(encoder, seed=seed) for seed in study.SEEDS for encoder in encoders]
-
-
-def run(wanted: Sequence[Recipe], table: Path, models: Path) -> None:
-    """Measure the models that the table lacks, and write their rows as they finish.
-
-    Args:
-        wanted: Recipes with two latent dimensions; the converged models are measured.
-        table: CSV file, made if it is not there; rows are added at its end.
-        models: Folder that keeps the study's models.
-    """
-    torch.set_num_threads(1)
-    done = read(table)
-    for recipe in tqdm(wanted, unit="model"):
-        if study.is_of(done, recipe).any():
-            continue
-        vae = study.trained(recipe, models)[0]["converged"].requires_grad_(False)
-        row = {**asdict(recipe), **study._cells(measure(vae))}
-        done = study.extend(done, [row], table)
-
-
-def read(table: Path = TABLE) -> pd.DataFrame:
-    """Return the rows of the table; none if the file is not there.
-
-    Introduced in "A deeper encoder".
-    """
-    return study.read(table)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Complete the stored table on one thread."""
-    parser = argparse.ArgumentParser(prog="python -m priormatch.amortisation", description=__doc__)
-    parser.add_argument("--table", type=Path, default=TABLE, help="CSV file (%(default)s)")
-    parser.add_argument("--models", type=Path, default=study.MODELS, help="folder (%(default)s)")
-    options = parser.parse_args(arguments)
-    os.environ["PRIORMATCH_DATA"] = prepare()
-    zoo.require_mnist("the table of inference gaps")
-    run(recipes(), options.table, options.models)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any, Literal, get_args
 
+from priormatch.estimate import decimals
+
 Kind = Literal["closed form", "record", "Monte Carlo", "trained model", "ordering"]
 """What a result can differ by when it is computed again.
 
@@ -17,15 +19,6 @@ A *closed form* by rounding, and so a *record*, which is read off a stored train
 estimate on a fixed model by its standard error; a number of a *trained model* by the spread over
 seeds; an *ordering* by anything that keeps the inequality.
 """
-
-
-def decimals(size: float, digits: int) -> int:
-    """Return how many decimals show that many significant digits of a positive number.
-
-    >>> decimals(0.0052, 2), decimals(520.0, 2)
-    (4, 0)
-    """
-    return max(0, digits - 1 - math.floor(math.log10(size)))
 
 
 class MissingStandardError(ValueError):

@@ -1,0 +1,7 @@
+"""Distributions of the book, as `torch.distributions` has them."""
+
+from priormatch.distributions.aggregated import AggregatedPosterior
+from priormatch.distributions.stretched_beta import INTERVAL, StretchedBeta
+from priormatch.distributions.vamp import VampPrior
+
+__all__ = ["INTERVAL", "AggregatedPosterior", "StretchedBeta", "VampPrior"]

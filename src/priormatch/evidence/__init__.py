@@ -1,0 +1,43 @@
+"""The evidence log P(X) of a model: bounded from draws in any dimension, exact in one and two.
+
+The evidence exceeds the ELBO by the inference gap KL(Q(z|X) || P(z|X)). Importance weights bound
+the evidence from below, on the draws that estimate the ELBO. They do not see what the encoder does
+not know of; quadrature does, and gives the exact posterior P(z|X) as well.
+The prior may be any distribution: to put a density r in the place of p, make the model anew with
+``VAE(vae.encoder, vae.decoder, r)``.
+"""
+
+from priormatch.evidence.importance import (
+    ImportanceBounds,
+    average_bounds,
+    importance_bounds,
+    importance_bounds_by_prior,
+)
+from priormatch.evidence.posteriors import aggregated_exact_posterior, exact_posteriors
+from priormatch.evidence.quadrature import (
+    ExactInference,
+    Grid,
+    GridError,
+    exact_elbo,
+    exact_inference,
+    exact_inference_in_the_plane,
+    kl_on_grid,
+    likeliest_nodes,
+)
+
+__all__ = [
+    "ExactInference",
+    "Grid",
+    "GridError",
+    "ImportanceBounds",
+    "aggregated_exact_posterior",
+    "average_bounds",
+    "exact_elbo",
+    "exact_inference",
+    "exact_inference_in_the_plane",
+    "exact_posteriors",
+    "importance_bounds",
+    "importance_bounds_by_prior",
+    "kl_on_grid",
+    "likeliest_nodes",
+]

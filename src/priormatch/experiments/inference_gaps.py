@@ -1,0 +1,95 @@
+"""Inference gaps of two-dimensional models, and what posteriors of their own save: a row a model.
+
+``python -m priormatch.experiments.inference_gaps`` makes ``results/inference_gaps.csv``. It can be
+killed at any moment: finished rows stay.
+"""
+
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from priormatch.data import PARTS, Part, binarized
+from priormatch.densities import fit_best
+from priormatch.estimate import Estimate, average
+from priormatch.experiments import store, study
+from priormatch.experiments.table import Row, Table, columns
+from priormatch.inference_gap import gaps
+from priormatch.mismatch import held_out_kl
+from priormatch.models import VAE, draw
+from priormatch.objectives import bound_parts_in_chunks
+from priormatch.training import Recipe
+
+EXAMINED: tuple[Part, ...] = ("train", "test")
+"""Parts of the digits whose images have their posteriors refined."""
+
+# Images of each of them.
+_IMAGES = 200
+
+
+def measure(vae: VAE, seed: int = 0) -> dict[str, Estimate | int | str]:
+    """Measure a model with two latent dimensions: its gaps, and its mismatch from N(0, I).
+
+    All of it holds for posteriors with full covariances too, unlike `study.measure`.
+
+    Args:
+        vae: A model with a prior N(0, I).
+        seed: Decides the draws, so that models are compared on the same.
+
+    Returns:
+        Measures by name, in nats; those of training and of test images have the part in front.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    measures: dict[str, Estimate | int | str] = {}
+    codes = {}
+    for part in PARTS:
+        pixels = binarized(part).images
+        parts = bound_parts_in_chunks(vae, pixels, generator)
+        measures[f"{part}_rate"] = average(parts.rate)
+        measures[f"{part}_elbo"] = average(parts.elbo)
+        with torch.no_grad():
+            encoded = [vae.posterior(some) for some in pixels.split(2_000)]
+        codes[part] = torch.cat([draw(one, generator) for one in encoded])
+    fitted = fit_best(codes["train"], codes["validation"], seed)
+    measures["density"] = fitted.name
+    measures["density_bound"] = held_out_kl(fitted.density, codes["test"], vae.prior)
+    for part in EXAMINED:
+        pixels = binarized(part).images
+        # Over the whole file: the two halves of the test images are of different writers.
+        some = pixels[:: len(pixels) // _IMAGES][:_IMAGES]
+        measures |= {
+            f"{part}_{name}": average(values) for name, values in gaps(vae, some, generator).items()
+        }
+    return measures
+
+
+def recipes() -> list[Recipe]:
+    """Return the recipes of the table: the encoders of "A deeper encoder" in two dimensions."""
+    question = study.BASE
+    encoders = [
+        question,
+        replace(question, posterior="full covariance"),
+        *(replace(question, encoder_depth=depth) for depth in (1, 3, 4)),
+        *(replace(question, encoder_width=width) for width in (100, 1000)),
+    ]
+    return [replace(encoder, seed=seed) for seed in study.SEEDS for encoder in encoders]
+
+
+def train_and_measure(recipe: Recipe, trainings: Path) -> list[Row]:
+    """Train a recipe with two latent dimensions, unless it has been, and return its row.
+
+    Args:
+        recipe: What to train; the converged model is measured.
+        trainings: Folder that keeps the trained models.
+    """
+    vae = study.train_or_load(recipe, trainings).converged
+    return [{**asdict(recipe), **columns(measure(vae))}]
+
+
+TABLE = Table(store.RESULTS / "inference_gaps.csv", recipes, train_and_measure)
+"""The stored table."""
+
+
+if __name__ == "__main__":
+    sys.exit(TABLE.main(__doc__))

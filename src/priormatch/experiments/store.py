@@ -1,0 +1,90 @@
+"""Files of the book: where results are, how weights are kept, and how each was made."""
+
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from priormatch.data import Source, source
+
+_INSTALLED = Path(__file__).parents[1] / "_results"
+
+RESULTS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[3] / "results"
+"""The folder ``results`` of a checkout; in an installed package, the copy that came with it."""
+
+MODELS = RESULTS / "models"
+"""Models that the chapters load: weights as safetensors, and a JSON record beside each."""
+
+TRAININGS = RESULTS / "trainings"
+"""Trained models of the tables: a local cache, so that a new measure needs no new training."""
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class StaleModelError(ValueError):
+    """A stored model was made by another recipe than the one of its name: train it again."""
+
+
+class FallbackModelError(RuntimeError):
+    """Stored results are made from the full MNIST, and only the fallback digits are there."""
+
+
+def require_mnist(subject: str) -> None:
+    """Raise unless the full MNIST is available.
+
+    Args:
+        subject: What is about to be made, for the message.
+
+    Raises:
+        FallbackModelError: Only the fallback digits are there.
+    """
+    if source() is Source.FALLBACK:
+        raise FallbackModelError(
+            f"{subject} is made from the full MNIST: set PRIORMATCH_DATA to a folder that holds it."
+        )
+
+
+def save_weights(model: nn.Module, file: Path) -> None:
+    """Write the weights of a model in half precision."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(".unfinished")
+    save_file({key: weight.half() for key, weight in model.state_dict().items()}, unfinished)
+    unfinished.replace(file)
+
+
+def load_weights(model: Module, file: Path) -> Module:
+    """Put stored weights into a model, and return it in evaluation mode."""
+    model.load_state_dict({key: weight.float() for key, weight in load_file(file).items()})
+    return model.eval()
+
+
+def save_record(record: dict[str, Any], file: Path) -> None:
+    """Write how a model was made, as JSON."""
+    write_whole(file, json.dumps(record, indent=1) + "\n")
+
+
+def load_record(file: Path) -> dict[str, Any]:
+    """Return the record of how a model was made."""
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a text file so that a kill leaves the old file or the new one, and no half."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(".unfinished")
+    with unfinished.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    unfinished.replace(file)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, of this package and of torch."""
+    packages = {package: version(package) for package in ("priormatch", "torch")}
+    return {"python": platform.python_version(), **packages}

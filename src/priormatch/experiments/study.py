@@ -1,0 +1,259 @@
+"""The study behind the chapters: a grid of recipes and seeds, one row of measures for each.
+
+``python -m priormatch.experiments.study`` (``make study``) trains what ``results/study.csv`` lacks.
+It can be killed at any moment: finished rows stay, and an unfinished training goes on from its last
+epoch.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from priormatch.data import PARTS, Part, binarized, load_mnist
+from priormatch.densities import fit_best
+from priormatch.distributions import AggregatedPosterior
+from priormatch.estimate import Estimate, average
+from priormatch.evidence import (
+    average_bounds,
+    exact_inference_in_the_plane,
+    importance_bounds,
+)
+from priormatch.experiments import store
+from priormatch.experiments.table import Row, Table, columns
+from priormatch.mismatch import (
+    active_units,
+    classifier_test,
+    dimension_wise_kl,
+    held_out_kl,
+    hole_share,
+    in_sample_kl,
+    moment_bound,
+    radius,
+    rate_per_dimension,
+    reverse_kl,
+    sliced_wasserstein,
+    thin_share,
+    total_correlation,
+)
+from priormatch.models import VAE, draw, encode
+from priormatch.objectives import bound_parts_in_chunks
+from priormatch.training import Epoch, Recipe, build, fastest_format, fit
+
+SEEDS = range(5)
+EQUAL_EPOCHS = 20
+"""Epochs after which every model of the study is measured, whether it has converged or not."""
+
+STAGES = ("equal epochs", "converged")
+
+BASE = Recipe(schedule="inverse sqrt", clip_grad_norm=100.0, ema_decay=0.999, min_improvement=1.0)
+"""The recipe from which those of the tables differ in a field or two."""
+
+
+def grid() -> list[Recipe]:
+    """Return the recipes, ordered by seed, so that an interrupted study has complete seeds."""
+    dimensions = [
+        replace(BASE, latent_dimension=latent, encoder_depth=depth)
+        for depth in (2, 3)
+        for latent in (2, 3, 5, 10, 20, 50)
+    ]
+    beta = [replace(BASE, beta=beta) for beta in (0.01, 0.1, 3.0, 10.0, 30.0, 100.0)]
+    encoder = [
+        replace(BASE, latent_dimension=latent, encoder_depth=depth, encoder_width=width)
+        for latent in (2, 10)
+        for depth, width in ((1, 500), (4, 500), (2, 100), (2, 1000))
+    ]
+    recipes = [*dimensions, *beta, *encoder]
+    return [replace(recipe, seed=seed) for seed in SEEDS for recipe in recipes]
+
+
+class Trainings(NamedTuple):
+    """The trained models of a recipe, in evaluation mode and without gradients.
+
+    Attributes:
+        early: After `EQUAL_EPOCHS` epochs.
+        converged: At the end of training.
+        history: An entry an epoch.
+    """
+
+    early: VAE
+    converged: VAE
+    history: list[Epoch]
+
+
+def train_or_load(recipe: Recipe, trainings: Path = store.TRAININGS) -> Trainings:
+    """Return the trained models of a recipe; train them if they are not kept.
+
+    A training that was killed goes on from its last epoch.
+
+    Args:
+        recipe: What to train.
+        trainings: Folder that keeps the models, and the states of unfinished trainings.
+    """
+    name = _name(recipe)
+    early, converged = (
+        trainings / f"{name}-{stage.replace(' ', '-')}.safetensors" for stage in STAGES
+    )
+    record = trainings / f"{name}.json"
+    if not record.exists():
+
+        def save_early(epoch: int, model: VAE) -> None:
+            if epoch == EQUAL_EPOCHS:
+                store.save_weights(model, early)
+
+        model, history = fit(
+            recipe,
+            load_mnist("train").images,
+            load_mnist("validation").images,
+            checkpoint=trainings / f"{name}.checkpoint",
+            progress=False,
+            after_epoch=save_early,
+            number_format=fastest_format(recipe),
+        )
+        store.save_weights(model, converged)
+        store.save_record({"history": [entry._asdict() for entry in history]}, record)
+    history = [Epoch(**entry) for entry in store.load_record(record)["history"]]
+    return Trainings(_load(recipe, early), _load(recipe, converged), history)
+
+
+def _load(recipe: Recipe, file: Path) -> VAE:
+    return store.load_weights(build(recipe), file).requires_grad_(False)
+
+
+def _name(recipe: Recipe) -> str:
+    """Return a name that stays the same when recipes get a new field, at its default."""
+    changes = {
+        field.name: getattr(recipe, field.name)
+        for field in fields(Recipe)
+        if getattr(recipe, field.name) != field.default
+    }
+    return hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def measure(vae: VAE, draws: int = 10_000, seed: int = 0) -> dict[str, Estimate | int | str]:
+    """Measure a trained model on MNIST binarised once: its bound, and its mismatch from N(0, I).
+
+    Held-out numbers stand twice. Validation images come from the writers of the training images,
+    and test images from others, so only the former are draws of what the model was trained on; but
+    they also choose the density, so the density bound on them is a little flattered.
+
+    Args:
+        vae: A model with a prior N(0, I).
+        draws: Draws of the mixture and of the prior; each posterior is drawn once.
+        seed: Decides the pixels and the draws, so that models are compared on the same.
+
+    Returns:
+        Measures by name. Rates, distortions and divergences are in nats; those of single latent
+        dimensions stand in one string, with spaces between them.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    measures: dict[str, Estimate | int | str] = {}
+    codes: dict[Part, Tensor] = {}
+    for part in PARTS:
+        parts = bound_parts_in_chunks(vae, binarized(part).images, generator)
+        mixture = AggregatedPosterior(*encode(vae, binarized(part).images))
+        codes[part] = draw(mixture.posteriors, generator)
+        measures[f"{part}_distortion"] = average(parts.distortion)
+        measures[f"{part}_rate"] = average(parts.rate)
+        measures[f"{part}_elbo"] = average(parts.elbo)
+        if part == "train":
+            aggregated = mixture
+    prior_draws = draw(vae.prior.expand((draws,)), generator)
+    fitted = fit_best(codes["train"], codes["validation"], seed)
+
+    # The evidence of every tenth test image: the two halves of the file are of different writers.
+    some = binarized("test").images[::10]
+    bounds = average_bounds(importance_bounds(vae, some, 200, generator))
+    measures |= {
+        "log_evidence": bounds["log_evidence"],
+        "inference_gap": bounds["gap"],
+        "effective_draws": bounds["effective_draws"],
+    }
+    if prior_draws.shape[1] == 2:
+        exact = exact_inference_in_the_plane(vae, some)
+        measures |= {
+            "exact_log_evidence": average(exact.log_evidence),
+            "exact_inference_gap": average(exact.gap),
+        }
+
+    alone = dimension_wise_kl(aggregated, codes["test"])
+    measures |= {
+        "in_sample_kl": in_sample_kl(aggregated, vae.prior, draws, generator),
+        "held_out_kl": held_out_kl(aggregated, codes["test"], vae.prior),
+        "held_out_kl_validation": held_out_kl(aggregated, codes["validation"], vae.prior),
+        "moment_bound": moment_bound(codes["test"]),
+        "moment_bound_validation": moment_bound(codes["validation"]),
+        "density": fitted.name,
+        "density_bound": held_out_kl(fitted.density, codes["test"], vae.prior),
+        "density_bound_validation": held_out_kl(fitted.density, codes["validation"], vae.prior),
+        "dimension_wise_kl": alone.total,
+        "kl_of_dimensions": _list(one.value for one in alone.per_dimension),
+        "kl_of_dimensions_error": _list(one.standard_error for one in alone.per_dimension),
+        "rate_of_dimensions": _list(rate_per_dimension(aggregated).tolist()),
+        "total_correlation": total_correlation(fitted.density, aggregated, codes["test"]),
+        "reverse_kl": reverse_kl(fitted.density, prior_draws, vae.prior),
+        "thin_share": thin_share(fitted.density, prior_draws, vae.prior),
+        "hole_share": hole_share(fitted.density, codes["test"], prior_draws),
+        "mean_square_radius": radius(codes["test"]).mean_square.estimate,
+        "radius_distance": radius(codes["test"]).distance.estimate,
+        "sliced_wasserstein": sliced_wasserstein(codes["test"], generator).estimate,
+        "active_units": active_units(aggregated),
+    }
+    classifier = classifier_test(codes["test"], prior_draws[: len(codes["test"])], seed)
+    return measures | {
+        "classifier_accuracy": classifier.accuracy.estimate,
+        "classifier_auc": classifier.auc.estimate,
+    }
+
+
+def _list(numbers: Iterable[float]) -> str:
+    return " ".join(f"{number:.5g}" for number in numbers)
+
+
+def train_and_measure(recipe: Recipe, trainings: Path, draws: int = 10_000) -> list[Row]:
+    """Train a recipe, unless it has been trained, and return its rows of the table.
+
+    Args:
+        recipe: What to train.
+        trainings: Folder that keeps the models, and the states of unfinished trainings.
+        draws: Draws of the Monte Carlo measures.
+
+    Returns:
+        A row for each stage: the recipe, how it was trained, and each measure with its standard
+        error (``<measure>_error``) and, where it has one, its floor (``<measure>_floor``).
+    """
+    early, converged, history = train_or_load(recipe, trainings)
+    stages = zip(STAGES, (early, converged), (history[:EQUAL_EPOCHS], history), strict=True)
+    return [
+        {
+            **asdict(recipe),
+            "stage": stage,
+            **_record(epochs),
+            **columns(measure(model, draws)),
+        }
+        for stage, model, epochs in stages
+    ]
+
+
+def _record(history: list[Epoch]) -> Row:
+    return {
+        "trained_epochs": len(history),
+        "gain_of_10_epochs": history[-1].validation_elbo - history[-11:][0].validation_elbo,
+        "seconds": round(sum(epoch.seconds for epoch in history)),
+        "number_format": "+".join(sorted({epoch.number_format for epoch in history})),
+        **store.versions(),
+    }
+
+
+TABLE = Table(store.RESULTS / "study.csv", grid, train_and_measure, rows_each=len(STAGES))
+"""The stored study."""
+
+
+if __name__ == "__main__":
+    sys.exit(TABLE.main(__doc__))

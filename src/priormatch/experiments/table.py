@@ -1,0 +1,179 @@
+"""Tables of results: one row of measures for each recipe, made by a command that can be killed.
+
+A row names its whole recipe, so it is known which recipes the table lacks. Rows are written as they
+are finished, each time as a whole file, and unfinished trainings go on from their last epoch.
+"""
+
+import argparse
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from priormatch.data import prepare
+from priormatch.estimate import Estimate
+from priormatch.experiments import store
+from priormatch.training import Recipe
+
+Row = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A stored table, the recipes it is about, and how their rows are made.
+
+    Attributes:
+        file: CSV, or JSON lines (``.jsonl``) for cells that are lists.
+        recipes: Returns the recipes that a complete table has rows of.
+        train_and_measure: Makes the rows of a recipe: takes it and the folder that keeps the
+            trained models, trains what that lacks, and may take an hour.
+        rows_each: Rows of a recipe, at least; with fewer it is made again.
+        processes: How many recipes are worked on at a time; None for one on each processor.
+    """
+
+    file: Path
+    recipes: Callable[[], list[Recipe]]
+    train_and_measure: Callable[[Recipe, Path], Sequence[Row]]
+    rows_each: int = 1
+    processes: int | None = None
+
+    def read(self) -> pd.DataFrame:
+        """Return the rows; none if the file is not there.
+
+        Introduced in "The KL term".
+        """
+        if not self.file.exists():
+            return pd.DataFrame()
+        if self.file.suffix == ".jsonl":
+            lines = self.file.read_text(encoding="utf-8").splitlines()
+            rows = pd.DataFrame([json.loads(line) for line in lines])
+        else:
+            rows = pd.read_csv(self.file)
+        # A table from before a recipe had a field was made with its default.
+        later = [field for field in fields(Recipe) if field.name not in rows]
+        return rows.assign(**{field.name: field.default for field in later})
+
+    def write(self, rows: pd.DataFrame) -> None:
+        """Replace the file as a whole."""
+        if self.file.suffix == ".jsonl":
+            records = (row.dropna().to_dict() for _, row in rows.astype(object).iterrows())
+            text = "".join(json.dumps(record) + "\n" for record in records)
+        else:
+            text = rows.to_csv(index=False, float_format="%.7g")
+        store.write_whole(self.file, text)
+
+    def lacks(self, recipe: Recipe, rows: pd.DataFrame) -> bool:
+        """Return whether rows of a recipe are missing."""
+        return is_of(rows, recipe).sum() < self.rows_each
+
+    def complete(self, executor: Executor, trainings: Path = store.TRAININGS) -> None:
+        """Train and measure the recipes that the table lacks, and write rows as they are finished.
+
+        Args:
+            executor: Where to train: processes of this machine, or a cluster's.
+            trainings: Folder that keeps trained models, and the states of unfinished trainings.
+
+        Raises:
+            ExceptionGroup: Some recipes failed; the rows of the others are in the table.
+        """
+        rows = self.read()
+        missing = {
+            executor.submit(_on_one_thread, self.train_and_measure, recipe, trainings): recipe
+            for recipe in self.recipes()
+            if self.lacks(recipe, rows)
+        }
+        failed: list[Exception] = []
+        try:
+            for future in tqdm(as_completed(missing), total=len(missing), unit="recipe"):
+                try:
+                    new = future.result()
+                except BrokenExecutor:
+                    raise
+                except Exception as error:  # whatever it is, the others go on
+                    failed.append(error)
+                else:
+                    others = rows[~is_of(rows, missing[future])]
+                    rows = pd.concat([others, pd.DataFrame([*new])], ignore_index=True)
+                    self.write(rows)
+        finally:
+            # Cancel pending work, or workers keep training after Ctrl-C.
+            for future in missing:
+                future.cancel()
+        if failed:
+            raise ExceptionGroup(f"{len(failed)} of {len(missing)} recipes have no rows", failed)
+
+    def main(self, description: str, arguments: list[str] | None = None) -> int:
+        """Complete the table from the command line, with a progress bar; return the exit code."""
+        parser = argparse.ArgumentParser(description=description)
+        file, processes = self.file, self.processes or os.cpu_count()
+        parser.add_argument("--table", type=Path, default=file, help="file (%(default)s)")
+        parser.add_argument(
+            "--trainings",
+            type=Path,
+            default=store.TRAININGS,
+            help="folder that keeps the trained models (%(default)s)",
+        )
+        parser.add_argument("--processes", type=int, default=processes, help="(%(default)s)")
+        options = parser.parse_args(arguments)
+        os.environ["PRIORMATCH_DATA"] = prepare()
+        store.require_mnist(f"the table {options.table.name}")
+        # A forked process would inherit torch's threads in the middle of their work.
+        spawn = multiprocessing.get_context("spawn")
+        table = Table(options.table, self.recipes, self.train_and_measure, self.rows_each)
+        with ProcessPoolExecutor(options.processes, spawn, _end_with_parent) as executor:
+            table.complete(executor, options.trainings)
+        return 0
+
+
+def is_of(rows: pd.DataFrame, recipe: Recipe) -> pd.Series:
+    """Return a mask of the rows made by a recipe."""
+    same = pd.Series(True, index=rows.index)
+    if not rows.empty:
+        for field in fields(Recipe):
+            same &= rows[field.name] == getattr(recipe, field.name)
+    return same
+
+
+def columns(measures: dict[str, Estimate | int | str]) -> Row:
+    """Return measures as cells of a row: value, ``<name>_error`` and, if any, ``<name>_floor``."""
+    cells: Row = {}
+    for name, measured in measures.items():
+        if isinstance(measured, Estimate):
+            cells[name] = measured.value
+            cells[f"{name}_error"] = measured.standard_error
+            if measured.floor is not None:
+                cells[f"{name}_floor"] = measured.floor
+        else:
+            cells[name] = measured
+    return cells
+
+
+def _on_one_thread(
+    train_and_measure: Callable[[Recipe, Path], Sequence[Row]], recipe: Recipe, trainings: Path
+) -> Sequence[Row]:
+    torch.set_num_threads(1)
+    return train_and_measure(recipe, trainings)
+
+
+def _end_with_parent() -> None:
+    """Make this worker end when its parent does: a killed study must not go on unseen."""
+    # Ctrl-C reaches workers, too. Python would end their task alone, and they would take another.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_after(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)

@@ -1,0 +1,159 @@
+"""What to sample in place of N(0, I), and how to compare samplers draw by draw."""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import (
+    Distribution,
+    Independent,
+    MixtureSameFamily,
+    MultivariateNormal,
+    Normal,
+    TransformedDistribution,
+)
+
+from priormatch.data import binarize
+from priormatch.densities import fit_flow, fit_gaussian, fit_mixture, mixture_sizes
+from priormatch.distributions import AggregatedPosterior
+from priormatch.models import VAE, globally_seeded
+
+
+class Sampler(NamedTuple):
+    """A distribution to sample in place of the prior.
+
+    Attributes:
+        density: With ``log_prob`` and ``sample``.
+        seconds: What it took to fit, on one thread.
+    """
+
+    density: Distribution
+    seconds: float
+
+
+def fit_samplers(
+    prior: Distribution,
+    aggregated: AggregatedPosterior,
+    codes: Float[Tensor, "draws latent"],
+    validation_codes: Float[Tensor, "others latent"],
+    seed: int = 0,
+) -> dict[str, Sampler]:
+    """Fit each sampler to the training codes, and take the time.
+
+    Args:
+        prior: What the model was trained with.
+        aggregated: Aggregated posterior of the training examples.
+        codes: Draws of the training posteriors, of shape ``(draws, latent)``.
+        validation_codes: Codes that tell when the flow should have stopped.
+        seed: Decides the fits.
+
+    Returns:
+        Samplers by name, the prior first and the training posteriors last.
+
+    Introduced in "Sampling the quilt".
+    """
+    fits: dict[str, Callable[[], Distribution]] = {
+        "prior": lambda: prior,
+        "Gaussian": lambda: fit_gaussian(codes),
+        **{
+            f"mixture of {size}": functools.partial(fit_mixture, codes, size, seed)
+            for size in mixture_sizes(codes.shape[1])
+        },
+        "flow": lambda: fit_flow(codes, validation_codes, seed),
+        "training posteriors": lambda: aggregated,
+    }
+    samplers = {}
+    for name, fit in fits.items():
+        start = time.perf_counter()
+        density = fit()
+        samplers[name] = Sampler(density, time.perf_counter() - start)
+    return samplers
+
+
+def sample(density: Distribution, draws: int, seed: int = 0) -> Float[Tensor, "draws latent"]:
+    """Draw from any distribution, with a seed and without a trace in the global generator.
+
+    Introduced in "Sampling the quilt".
+    """
+    with globally_seeded(seed), torch.no_grad():
+        return density.sample(torch.Size((draws,)))
+
+
+@torch.no_grad()
+def inverse_rosenblatt(
+    density: Distribution, noise: Float[Tensor, "draws latent"]
+) -> Float[Tensor, "draws latent"]:
+    r"""Carry draws of N(0, I) to those of another distribution, quantile by quantile.
+
+    .. math:: z_j = F^{-1}_j\left(\Phi(\varepsilon_j) \mid z_1, \dots, z_{j-1}\right)
+
+    Here F is the distribution function of one latent dimension given those before it. So two
+    samplers can be compared picture by picture. A flow has a map of its own, which is used. The
+    draws follow the density, and N(0, I) itself gives back the noise.
+
+    Args:
+        density: N(0, I), a Gaussian, a mixture of Gaussians or a flow.
+        noise: Draws of N(0, I).
+
+    Raises:
+        TypeError: The density is of another kind.
+
+    Source: :cite:t:`rosenblatt1952`.
+
+    Introduced in "Sampling the quilt".
+
+    >>> twice = MultivariateNormal(torch.zeros(1), 4 * torch.eye(1))
+    >>> inverse_rosenblatt(twice, torch.tensor([[1.5]]))
+    tensor([[3.]])
+    """
+    if isinstance(density, TransformedDistribution):
+        flow: Any = density.base_dist
+        codes = flow.transform.inv(noise)
+        for transform in density.transforms:
+            codes = transform(codes)
+        return codes
+    if isinstance(density, MultivariateNormal):
+        return density.loc + noise @ density.scale_tril.mT
+    if isinstance(density, Independent):
+        return density.mean + density.stddev * noise
+    if isinstance(density, MixtureSameFamily):
+        return _mixture_inverse_rosenblatt(density, noise)
+    raise TypeError(f"no map of quantiles is known for {density}")
+
+
+def _mixture_inverse_rosenblatt(density: MixtureSameFamily, noise: Tensor) -> Tensor:
+    parts: Any = density.component_distribution
+    means, factors = parts.loc.double(), parts.scale_tril.double()
+    # Of each component: its weight given the dimensions before, and its own standardised draw.
+    log_weights = density.mixture_distribution.logits.double().expand(len(noise), -1)
+    own = torch.zeros(len(noise), len(means), 0, dtype=torch.float64)
+    codes = []
+    for j, levels in enumerate(Normal(0.0, 1.0).cdf(noise.double()).T):
+        centres = means[:, j] + (own * factors[:, j, :j]).sum(-1)
+        law = Normal(centres, factors[:, j, j].expand_as(centres))
+        weights = log_weights.softmax(1)
+        low = (law.mean - 10 * law.stddev).amin(1)
+        high = (law.mean + 10 * law.stddev).amax(1)
+        for _ in range(60):
+            middle = (low + high) / 2
+            below = (weights * law.cdf(middle[:, None])).sum(1) < levels
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        codes.append(low)
+        log_weights = log_weights + law.log_prob(low[:, None])
+        own = torch.cat([own, ((low[:, None] - law.mean) / law.stddev)[..., None]], -1)
+    return torch.stack(codes, 1).to(noise)
+
+
+@torch.no_grad()
+def pictures_of(
+    vae: VAE, codes: Float[Tensor, "draws latent"], seed: int = 0
+) -> Float[Tensor, "draws pixels"]:
+    """Decode codes and draw their pixels.
+
+    Introduced in "Sampling the quilt".
+    """
+    return binarize(vae.likelihood(codes).mean, torch.Generator().manual_seed(seed))
