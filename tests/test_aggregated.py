@@ -6,8 +6,8 @@ from agreement import assert_agrees
 from scipy.stats import kstest
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from priormatch.aggregated import AggregatedPosterior
-from priormatch.mismatch import average
+from priormatch.distributions import AggregatedPosterior
+from priormatch.estimate import average
 
 
 def quilt(components, latent, seed=0, smallest_scale=0.001):

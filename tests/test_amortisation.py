@@ -8,9 +8,10 @@ from test_study import only_a_gaussian, small_images
 from torch import nn
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
-from priormatch import amortisation, study
-from priormatch.amortisation import gaps, measure, read, refine, run
 from priormatch.evidence import Grid, exact_elbo, likeliest_nodes
+from priormatch.experiments import inference_gaps, study, table
+from priormatch.experiments.study import measure
+from priormatch.inference_gap import gaps, read, refine, run
 from priormatch.models import VAE, GaussianPosterior, standard_normal
 from priormatch.training import Recipe, build
 
@@ -186,5 +187,5 @@ def test_a_table_is_completed_row_by_row(small_world, tmp_path):
 
 def test_the_stored_table_has_every_encoder():
     stored = read()
-    for recipe in amortisation.recipes():
-        assert study.is_of(stored, recipe).sum() == 1, recipe
+    for recipe in inference_gaps.recipes():
+        assert table.is_of(stored, recipe).sum() == 1, recipe

@@ -21,15 +21,16 @@ from priormatch.densities import (
     DegenerateCodesError,
     Fitted,
     TooFewCodesError,
-    VampPrior,
     choose,
     fit_best,
     fit_flow,
     fit_gaussian,
     fit_mixture,
 )
+from priormatch.distributions import VampPrior
 from priormatch.divergences import kl_between_gaussians
-from priormatch.mismatch import average, held_out_kl
+from priormatch.estimate import average
+from priormatch.mismatch import held_out_kl
 from priormatch.models import GaussianPosterior, standard_normal
 
 KINDS = ("Gaussian", "mixture", "flow")

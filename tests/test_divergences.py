@@ -15,7 +15,7 @@ from priormatch.divergences import (
     kl_of_beta_from_uniform,
     kl_to_prior_per_dimension,
 )
-from priormatch.mismatch import average
+from priormatch.estimate import average
 
 means = st.floats(-5, 5)
 log_variances = st.floats(-10, 4)

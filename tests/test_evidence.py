@@ -8,10 +8,10 @@ from test_mismatch import assert_honest, coverage
 from torch import nn
 from torch.distributions import Bernoulli, Independent, MultivariateNormal, Normal
 
-from priormatch import zoo
-from priormatch.aggregated import AggregatedPosterior
 from priormatch.data import binarize, binarized, load_mnist
+from priormatch.distributions import AggregatedPosterior
 from priormatch.divergences import kl_between_gaussians
+from priormatch.estimate import average
 from priormatch.evidence import (
     Grid,
     GridError,
@@ -26,9 +26,16 @@ from priormatch.evidence import (
     importance_bounds,
     kl_on_grid,
 )
-from priormatch.mismatch import average, held_out_kl
-from priormatch.models import VAE, BernoulliLikelihood, GaussianPosterior, draw, standard_normal
-from priormatch.objectives import encode
+from priormatch.experiments import pretrained
+from priormatch.mismatch import held_out_kl
+from priormatch.models import (
+    VAE,
+    BernoulliLikelihood,
+    GaussianPosterior,
+    draw,
+    encode,
+    standard_normal,
+)
 from priormatch.training import Recipe, build
 
 NOISE = 0.5
@@ -326,7 +333,7 @@ def test_quadrature_is_the_closed_form(latent, other_prior):
     exact = exact_inference(vae, images, grid_for(latent))
     truth = evidence.log_prob(images)
     torch.testing.assert_close(exact.log_evidence, truth, rtol=0, atol=1e-6)
-    assert exact.coarsening.max() < 1e-3
+    assert exact.refinement_error.max() < 1e-3
     draws = importance_bounds(vae, images, 20_000, seeded(1))
     error = average(draws.elbo - exact.elbo)
     assert_agrees(error.value, error.standard_error, 0.0)
@@ -455,10 +462,10 @@ def test_coarsening_is_what_the_grids_of_twice_the_spacing_say():
     ]
     moved = (torch.stack(twice) - exact.log_evidence).abs().amax(0)
     assert moved.max() > 0.001
-    torch.testing.assert_close(exact.coarsening, moved, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(exact.refinement_error, moved, rtol=1e-6, atol=1e-9)
     # The error itself is far smaller.
     error = (exact.log_evidence - evidence.log_prob(images)).abs()
-    assert (error < exact.coarsening.max() / 20).all()
+    assert (error < exact.refinement_error.max() / 20).all()
 
 
 @pytest.mark.parametrize("latent", [1, 2])
@@ -504,7 +511,7 @@ def test_a_grid_has_one_or_two_dimensions_those_of_the_prior():
 def question(digits):
     """The book's model, and test images binarised once."""
     images = binarize(load_mnist("test").images[:100], seeded(0))
-    return zoo.load("question").model, images
+    return pretrained.load("question").model, images
 
 
 @pytest.fixture(scope="module")
@@ -563,8 +570,8 @@ def test_a_finer_grid_changes_the_evidence_of_trained_digits_less_than_was_warne
     vae, images = question
     finer = exact_inference(vae, images[:10], Grid(spacing=0.01))
     moved = finer.log_evidence - question_exact.log_evidence[:10]
-    assert moved.abs().mean() < question_exact.coarsening[:10].mean() / 3
-    assert finer.coarsening.mean() < question_exact.coarsening[:10].mean() / 3
+    assert moved.abs().mean() < question_exact.refinement_error[:10].mean() / 3
+    assert finer.refinement_error.mean() < question_exact.refinement_error[:10].mean() / 3
 
 
 @pytest.mark.parametrize(("latent", "spacing"), [(1, 0.6), (2, 0.45)])
@@ -576,11 +583,11 @@ def test_a_tolerance_halves_the_spacing_where_it_must(monkeypatch, latent, spaci
     truth = evidence.log_prob(images)
     coarse = exact_inference(vae, images, grid)
     finer = exact_inference(vae, images, grid, tolerance=1e-4)
-    assert finer.coarsening.max() <= 1e-4
+    assert finer.refinement_error.max() <= 1e-4
     torch.testing.assert_close(finer.log_evidence, truth, rtol=0, atol=1e-6)
-    middle = coarse.coarsening.median().item()
+    middle = coarse.refinement_error.median().item()
     some = exact_inference(vae, images, grid, tolerance=middle)
-    moved = coarse.coarsening > middle
+    moved = coarse.refinement_error > middle
     assert 0 < moved.sum() < len(images)
     torch.testing.assert_close(some.log_evidence[moved], truth[moved], rtol=0, atol=1e-6)
     assert torch.equal(some.log_evidence[~moved], coarse.log_evidence[~moved])
@@ -659,24 +666,24 @@ def test_a_walk_by_halvings_meets_all_that_the_finer_grid_has(monkeypatch, quest
         exact_inference(vae, images[:4], Grid(*limits, 0.02), tolerance=0.0)
     log_evidence, coarsening = seen[0.005]
     torch.testing.assert_close(log_evidence, flat.log_evidence, rtol=0, atol=1e-6)
-    torch.testing.assert_close(coarsening, flat.coarsening, rtol=0, atol=1e-6)
+    torch.testing.assert_close(coarsening, flat.refinement_error, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["question", "d2-seed0"])
 def test_a_tolerance_makes_the_evidence_of_each_digit_exact(name):
-    vae, images = zoo.load(name).model, binarized("test")
+    vae, images = pretrained.load(name).model, binarized("test").images
     images = images[:: len(images) // 8]
     coarse = exact_inference_in_the_plane(vae, images)
     exact = exact_inference_in_the_plane(vae, images, tolerance=1e-3)
     finer = exact_inference_in_the_plane(vae, images, tolerance=1e-4)
     assert (exact.log_evidence - finer.log_evidence).abs().max() < 0.001
     assert (coarse.log_evidence - finer.log_evidence).abs().max() > 0.001
-    assert coarse.coarsening.max() <= 0.3
-    assert exact.coarsening.max() <= 1e-3
+    assert coarse.refinement_error.max() <= 0.3
+    assert exact.refinement_error.max() <= 1e-3
 
 
 def test_the_mean_evidence_of_digits_is_exact_where_that_of_one_digit_is_not():
-    vae, images = zoo.load("d2-seed0").model, binarized("test")
+    vae, images = pretrained.load("d2-seed0").model, binarized("test").images
     images = images[:: len(images) // 400]
     coarse = exact_inference(vae, images, Grid())
     # The nodes of this grid lie in the middles of the first one's cells: both are one finer grid.

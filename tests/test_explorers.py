@@ -21,17 +21,16 @@ from safetensors.torch import load_file, save_file
 from traitlets import TraitError
 
 from priormatch import data, explorers
-from priormatch.aggregated import AggregatedPosterior
 from priormatch.data import Digits, Source, binarize, binarized, source
+from priormatch.distributions import AggregatedPosterior, StretchedBeta
 from priormatch.divergences import kl_from_prior_per_dimension
+from priormatch.estimate import Estimate, decimals
+from priormatch.experiments.store import FallbackModelError, StaleModelError
 from priormatch.explorers import Explorer, assets, history, slices
-from priormatch.mismatch import Estimate, hole_share
-from priormatch.models import StretchedBeta
-from priormatch.objectives import encode
+from priormatch.mismatch import hole_share
+from priormatch.models import encode
 from priormatch.plotting import DIGITS
-from priormatch.results import decimals
 from priormatch.training import Recipe, build
-from priormatch.zoo import FallbackModelError, StaleModelError
 
 MAKERS: dict[str, Callable[..., Explorer]] = {
     "kl": explorers.kl,

@@ -15,12 +15,11 @@ from torch.distributions import (
 )
 from torch.distributions.kl import kl_divergence
 
-from priormatch.aggregated import AggregatedPosterior
+from priormatch.distributions import AggregatedPosterior
 from priormatch.divergences import kl_between_gaussians, kl_from_uniform
+from priormatch.estimate import Estimate, average
 from priormatch.mismatch import (
-    Estimate,
     active_units,
-    average,
     classifier_test,
     dimension_wise_kl,
     held_out_kl,
@@ -36,7 +35,7 @@ from priormatch.mismatch import (
     total_correlation,
 )
 from priormatch.models import draw, standard_normal
-from priormatch.results import Result
+from priormatch.reporting import Result
 
 # The aggregated posterior of this population is exactly N(shift, spread): its examples have
 # Gaussian means and one scale. Its KL from N(0, I) is therefore known.

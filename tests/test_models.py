@@ -7,14 +7,14 @@ from agreement import assert_agrees
 from torch import nn
 from torch.distributions import Independent, Normal, Uniform, kl_divergence
 
-from priormatch.mismatch import average
+from priormatch.distributions import StretchedBeta
+from priormatch.estimate import average
 from priormatch.models import (
     BernoulliLikelihood,
     Centre,
     FullCovariancePosterior,
     GaussianPosterior,
     IntervalPosterior,
-    StretchedBeta,
     _CodeLinear,
     draw,
     multilayer_perceptron,

@@ -6,9 +6,16 @@ from agreement import assert_agrees, assert_at_most
 from torch import nn
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from priormatch.mismatch import average
-from priormatch.models import VAE, BernoulliLikelihood, GaussianPosterior, draw, standard_normal
-from priormatch.objectives import bound_parts, bound_parts_in_chunks, encode
+from priormatch.estimate import average
+from priormatch.models import (
+    VAE,
+    BernoulliLikelihood,
+    GaussianPosterior,
+    draw,
+    encode,
+    standard_normal,
+)
+from priormatch.objectives import bound_parts, bound_parts_in_chunks
 from priormatch.training import Recipe, build
 
 

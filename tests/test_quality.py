@@ -8,9 +8,11 @@ from scipy.stats import binom
 from test_training import pictures
 from torch import nn
 
-from priormatch import data, quality, zoo
+from priormatch import data, sample_quality
 from priormatch.data import Digits, Source
-from priormatch.zoo import STORE, FallbackModelError
+from priormatch.experiments import digit_classifier
+from priormatch.experiments.pretrained import STORE
+from priormatch.experiments.store import FallbackModelError
 
 
 def bars(examples=400, seed=0):
@@ -28,34 +30,34 @@ def same_weights(one, other):
 
 
 def test_a_classifier_learns_to_read_grey_and_binary_pictures():
-    classifier = quality.fit(bars(), epochs=20)
+    classifier = digit_classifier.fit(bars(), epochs=20)
     assert not classifier.training
     unseen = bars(seed=1)
     binary = Digits(torch.bernoulli(unseen.images, generator=torch.Generator()), unseen.labels)
     for digits in (unseen, binary):
-        assert quality.right_answers(classifier, digits).mean() > 0.95
+        assert sample_quality.is_correct(classifier, digits).mean() > 0.95
 
 
 def test_the_seed_decides_a_training_and_nothing_else_does():
     digits = bars(100)
     images = digits.images.clone()
     torch.manual_seed(1)
-    first = quality.fit(digits, epochs=1)
+    first = digit_classifier.fit(digits, epochs=1)
     torch.manual_seed(2)
     before = torch.get_rng_state()
-    assert same_weights(first, quality.fit(digits, epochs=1))
+    assert same_weights(first, digit_classifier.fit(digits, epochs=1))
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(images, digits.images), "the images of the caller stay grey"
-    assert not same_weights(first, quality.fit(digits, seed=1, epochs=1))
+    assert not same_weights(first, digit_classifier.fit(digits, seed=1, epochs=1))
 
 
 def test_probabilities_add_up_and_chunks_change_nothing():
-    classifier = quality.fit(bars(100), epochs=1)
+    classifier = digit_classifier.fit(bars(100), epochs=1)
     images = pictures(25)
-    whole = quality.class_probabilities(classifier, images)
+    whole = sample_quality.predict_proba(classifier, images)
     assert whole.shape == (25, 10)
     torch.testing.assert_close(whole.sum(1), torch.ones(25))
-    torch.testing.assert_close(quality.class_probabilities(classifier, images, chunk=7), whole)
+    torch.testing.assert_close(sample_quality.predict_proba(classifier, images, chunk=7), whole)
 
 
 def test_right_answers_are_counted_against_the_labels():
@@ -64,37 +66,37 @@ def test_right_answers_are_counted_against_the_labels():
             return torch.eye(10)[torch.full((len(images),), 3)]
 
     digits = Digits(torch.zeros(4, 784), torch.tensor([3, 1, 3, 3]))
-    assert quality.right_answers(Constant(), digits).tolist() == [1, 0, 1, 1]
+    assert sample_quality.is_correct(Constant(), digits).tolist() == [1, 0, 1, 1]
 
 
 def test_a_classifier_is_stored_and_comes_back(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(quality, "load_mnist", lambda part: bars(100))
     monkeypatch.setattr(zoo, "source", lambda: Source.FULL)
-    stored = quality.load(tmp_path)
+    stored = digit_classifier.load(tmp_path)
     assert "training" in capsys.readouterr().out
-    again = quality.load(tmp_path)
+    again = digit_classifier.load(tmp_path)
     assert "training" not in capsys.readouterr().out
     assert same_weights(stored, again)
     assert not again.training
-    record = json.loads((tmp_path / f"{quality.NAME}.json").read_text())
-    assert set(record["test_accuracy"]) == {"grey", "binarised"}
-    assert (tmp_path / f"{quality.NAME}.safetensors").stat().st_size < 1e6
+    record = json.loads((tmp_path / f"{digit_classifier.NAME}.json").read_text())
+    assert set(record["test_accuracy"]) == {"grayscale", "binarised"}
+    assert (tmp_path / f"{digit_classifier.NAME}.safetensors").stat().st_size < 1e6
 
 
 def test_the_fallback_digits_never_make_a_stored_classifier(tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, "source", lambda: Source.FALLBACK)
     with pytest.raises(FallbackModelError, match="PRIORMATCH_DATA"):
-        quality.train(tmp_path)
+        digit_classifier.train(tmp_path)
 
 
 def test_the_books_classifier_reads_as_its_record_says():
-    record = json.loads((STORE / f"{quality.NAME}.json").read_text())
+    record = json.loads((STORE / f"{digit_classifier.NAME}.json").read_text())
     assert record["command"] == "python -m priormatch.quality"
     assert set(record["versions"]) == {"python", "priormatch", "torch", "torchvision"}
-    grey, binary = (record["test_accuracy"][pixels] for pixels in ("grey", "binarised"))
+    grey, binary = (record["test_accuracy"][pixels] for pixels in ("grayscale", "binarised"))
     assert min(grey["value"], binary["value"]) > 0.985
     test = data.load_mnist("test")
-    accuracy = quality.right_answers(quality.load(), test).mean().item()
+    accuracy = sample_quality.is_correct(digit_classifier.load(), test).mean().item()
     if data.source() is Source.FULL:
         assert accuracy == pytest.approx(grey["value"], abs=5e-4)
     else:
@@ -114,13 +116,13 @@ FACTOR = torch.tensor([[1.0, 0.0, 0.0], [0.7, 0.5, 0.0], [-0.3, 0.2, 2.0]], dtyp
 
 
 def test_features_are_what_the_last_layer_reads():
-    classifier = quality.fit(bars(100), epochs=1)
+    classifier = digit_classifier.fit(bars(100), epochs=1)
     images = pictures(25)
-    features = quality.features(classifier, images, chunk=7)
+    features = sample_quality.features(classifier, images, chunk=7)
     assert features.shape == (25, 64)
     assert features.min() >= 0
     torch.testing.assert_close(
-        classifier[-1](features).softmax(1), quality.class_probabilities(classifier, images)
+        classifier[-1](features).softmax(1), sample_quality.predict_proba(classifier, images)
     )
 
 
@@ -129,25 +131,27 @@ def test_the_frechet_distance_of_gaussians_is_the_formula_with_matrix_roots():
     root = torch.from_numpy(scipy.linalg.sqrtm((covariance @ other).numpy()).real)
     expected = MEAN.square().sum() + (covariance + other - 2 * root).trace()
     zero = torch.zeros_like(MEAN)
-    found = quality.frechet_between_gaussians(MEAN, covariance, zero, other)
+    found = sample_quality.frechet_between_gaussians(MEAN, covariance, zero, other)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(
-        quality.frechet_between_gaussians(zero, other, MEAN, covariance), expected
+        sample_quality.frechet_between_gaussians(zero, other, MEAN, covariance), expected
     )
 
 
 def test_the_frechet_distance_of_scales_is_the_squared_difference_of_the_scales():
     scales = torch.tensor([1.0, 0.0, 3.0])
     zero = torch.zeros(3)
-    found = quality.frechet_between_gaussians(zero, scales.square().diag(), zero, torch.eye(3))
+    found = sample_quality.frechet_between_gaussians(
+        zero, scales.square().diag(), zero, torch.eye(3)
+    )
     torch.testing.assert_close(found, (scales - 1).square().sum())
 
 
 def test_the_frechet_distance_of_draws_is_that_of_their_laws():
     # In the shift, the error of few draws is linear and hides their bias, which is quadratic.
     drawn, real = normal(20_000, MEAN, FACTOR), normal(20_000, 0 * MEAN, torch.eye(3).double(), 1)
-    estimate = quality.frechet_distance(drawn, real)
-    truth = quality.frechet_between_gaussians(
+    estimate = sample_quality.frechet_distance(drawn, real)
+    truth = sample_quality.frechet_between_gaussians(
         MEAN, FACTOR @ FACTOR.T, 0 * MEAN, torch.eye(3).double()
     )
     assert_agrees(estimate.value, estimate.standard_error, truth.item())
@@ -157,7 +161,7 @@ def test_the_frechet_distance_of_draws_is_that_of_their_laws():
 
 def test_the_jackknife_tells_the_spread_of_the_frechet_distance():
     estimates = [
-        quality.frechet_distance(
+        sample_quality.frechet_distance(
             normal(400, MEAN, FACTOR, seed),
             normal(400, 0 * MEAN, torch.eye(3).double(), 999 + seed),
         )
@@ -175,7 +179,7 @@ def test_the_frechet_distance_of_equal_laws_falls_with_the_number_of_pictures():
             (normal(size, MEAN, FACTOR, seed), normal(size, MEAN, FACTOR, 50 + seed))
             for seed in range(20)
         ]
-        return sum(quality.frechet_distance(*pair).value for pair in pairs) / 20
+        return sum(sample_quality.frechet_distance(*pair).value for pair in pairs) / 20
 
     floors = [floor(size) for size in (100, 1_000, 10_000)]
     assert floors[0] > 4 * floors[1] > 16 * floors[2] > 0
@@ -187,15 +191,15 @@ def test_precision_and_recall_are_shares_of_the_common_support():
         return low + (high - low) * draws
 
     wide, narrow = uniform(0.0, 2.0, 0), uniform(1.0, 1.5, 1)
-    shares = quality.precision_and_recall(wide, narrow)
+    shares = sample_quality.precision_and_recall(wide, narrow)
     assert_agrees(shares.precision.value, shares.precision.standard_error, 0.25)
     assert shares.recall.value > 0.98
-    other = quality.precision_and_recall(narrow, wide)
+    other = sample_quality.precision_and_recall(narrow, wide)
     assert_agrees(other.recall.value, other.recall.standard_error, 0.25)
     assert other.precision.value > 0.98
     # No picture is its own neighbour: with it, three neighbours would be two.
     row = torch.arange(4.0)[:, None]
-    assert quality._is_covered(torch.tensor([[5.5], [6.5]]), row, 3).tolist() == [1, 0]
+    assert sample_quality._is_covered(torch.tensor([[5.5], [6.5]]), row, 3).tolist() == [1, 0]
 
 
 def test_class_imbalance_is_the_total_variation_with_its_null_band():
@@ -203,10 +207,10 @@ def test_class_imbalance_is_the_total_variation_with_its_null_band():
         return torch.eye(3)[torch.arange(3).repeat_interleave(torch.tensor(counts))]
 
     balanced = labelled(400, 300, 300)
-    same = quality.class_imbalance(balanced, balanced)
+    same = sample_quality.class_imbalance(balanced, balanced)
     assert same.estimate.value == 0.0
     assert 0 < same.low < same.high < 0.06
-    off = quality.class_imbalance(labelled(600, 300, 100), balanced)
+    off = sample_quality.class_imbalance(labelled(600, 300, 100), balanced)
     assert off.estimate.value == pytest.approx(0.2)
     assert off.estimate.value > off.high
     # Counts of 0.6, 0.4 and so on of a thousand, added up over classes and both sets.
@@ -219,7 +223,9 @@ def test_a_band_of_equal_classes_holds_95_of_100_sets():
     inside = 0
     for _ in range(400):
         one, other = (torch.randint(10, (500,), generator=random) for _ in range(2))
-        found = quality.class_imbalance(torch.eye(10)[one], torch.eye(10)[other], repetitions=400)
+        found = sample_quality.class_imbalance(
+            torch.eye(10)[one], torch.eye(10)[other], repetitions=400
+        )
         inside += found.low <= found.estimate.value <= found.high
     assert binom.cdf(inside, 400, 0.95) > 1e-6
     assert inside > 340
@@ -229,5 +235,5 @@ def test_the_nearest_picture_is_found_among_all():
     images = torch.bernoulli(pictures(30), generator=torch.Generator().manual_seed(0))
     others = torch.bernoulli(pictures(50, seed=1), generator=torch.Generator().manual_seed(1))
     expected = (images[:, None] != others).sum(2).amin(1).float()
-    torch.testing.assert_close(quality.nearest_distances(images, others), expected)
-    assert quality.nearest_distances(others, others).sum() == 0
+    torch.testing.assert_close(sample_quality.nearest_distances(images, others), expected)
+    assert sample_quality.nearest_distances(others, others).sum() == 0

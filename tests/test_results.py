@@ -5,7 +5,7 @@ import pytest
 import torch
 from IPython.core.formatters import DisplayFormatter
 
-from priormatch.results import MissingStandardError, NonFiniteResultError, Result, table
+from priormatch.reporting import MissingStandardError, NonFiniteResultError, Result, table
 
 
 @pytest.mark.parametrize("standard_error", [None, 0.0, -0.1])

@@ -16,13 +16,15 @@ import torch
 from test_training import pictures, same_weights
 from torch.distributions import kl_divergence
 
-from priormatch import data, evidence, study, zoo
-from priormatch.aggregated import AggregatedPosterior
+from priormatch import data, evidence, training
 from priormatch.data import Digits, Source, binarized, source
 from priormatch.densities import choose, fit_flow, fit_gaussian
+from priormatch.distributions import AggregatedPosterior
+from priormatch.estimate import average
 from priormatch.evidence import Grid, GridError, importance_bounds
+from priormatch.experiments import store, study
+from priormatch.experiments.study import STAGES, grid, measure, read, rows, run, trained
 from priormatch.mismatch import (
-    average,
     classifier_test,
     dimension_wise_kl,
     held_out_kl,
@@ -35,9 +37,7 @@ from priormatch.mismatch import (
     thin_share,
     total_correlation,
 )
-from priormatch.models import draw
-from priormatch.objectives import encode
-from priormatch.study import STAGES, grid, measure, read, rows, run, trained
+from priormatch.models import draw, encode
 from priormatch.training import DivergedError, Recipe, build, fit
 
 TINY = Recipe(encoder_width=8, decoder_width=8, epochs=3, batch_size=20)
@@ -138,17 +138,17 @@ def test_training_takes_the_format_that_the_processor_is_fast_in(
     kept, _ = trained(TINY, tmp_path)
     images = study.load_mnist("train").images
     alone = fit(TINY, images, images, progress=False, number_format=expected).model
-    zoo.save_weights(alone, tmp_path / "alone.safetensors")
-    assert same_weights(kept["converged"], zoo.load_weights(TINY, tmp_path / "alone.safetensors"))
+    store.save_weights(alone, tmp_path / "alone.safetensors")
+    assert same_weights(kept["converged"], store.load_weights(TINY, tmp_path / "alone.safetensors"))
 
 
 def test_narrow_posteriors_are_trained_in_single_precision(monkeypatch):
     native = {"avx512_bf16": True}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: native, raising=False)
-    formats = {recipe.beta: study.fastest_format(recipe) for recipe in grid()}
+    formats = {recipe.beta: training.fastest_format(recipe) for recipe in grid()}
     assert {beta for beta, chosen in formats.items() if chosen is torch.float32} == {0.01, 0.1}
     line = dataclasses.replace(TINY, latent_dimension=1)
-    assert study.fastest_format(line) is torch.float32
+    assert training.fastest_format(line) is torch.float32
 
 
 def test_a_row_tells_how_its_model_was_trained_and_not_where_it_is_measured(
@@ -184,17 +184,19 @@ def test_each_measure_is_of_its_own_images(small_world, monkeypatch):
 
     generator = torch.Generator().manual_seed(1)
     prior = model.prior
-    posteriors = {part: model.posterior(binarized(part)) for part in halves}
+    posteriors = {part: model.posterior(binarized(part).images) for part in halves}
     codes = {part: draw(posterior, generator) for part, posterior in posteriors.items()}
-    mixture = AggregatedPosterior(*encode(model, binarized("train")))
+    mixture = AggregatedPosterior(*encode(model, binarized("train").images))
     density = fit_gaussian(codes["train"])
     prior_draws = draw(prior.expand((2_000,)), generator)
-    some = binarized("test")[::10]
+    some = binarized("test").images[::10]
     weighted = importance_bounds(model, some, 200, generator)
     expected = {
         **{f"{part}_rate": average(kl_divergence(posteriors[part], prior)) for part in halves},
         **{
-            f"{part}_distortion": average(-model.likelihood(codes[part]).log_prob(binarized(part)))
+            f"{part}_distortion": average(
+                -model.likelihood(codes[part]).log_prob(binarized(part).images)
+            )
             for part in halves
         },
         "log_evidence": average(weighted.log_evidence),
@@ -315,13 +317,14 @@ import torch
 sys.path.insert(0, sys.argv[1])
 from test_study import only_a_gaussian
 from test_training import pictures
-from priormatch import data, study, zoo
+from priormatch import data, training
+from priormatch.experiments import pretrained, store, study
 from priormatch.data import Digits, Source
 from priormatch.training import Recipe
 # Each worker runs these lines, too.
 digits = Digits(pictures(300), torch.zeros(300, dtype=torch.int64))
 data.load_mnist = study.load_mnist = lambda part: digits
-zoo.source = lambda: Source.FULL
+pretrained.source = lambda: Source.FULL
 study.EQUAL_EPOCHS = 1
 study.fit_best = only_a_gaussian
 study.run = partial(study.run, draws=300)

@@ -9,14 +9,7 @@ import torch
 
 from priormatch.data import binarize
 from priormatch.objectives import bound_parts_in_chunks
-from priormatch.training import (
-    CheckpointMismatchError,
-    DivergedError,
-    Recipe,
-    _average,
-    build,
-    fit,
-)
+from priormatch.training import CheckpointMismatchError, DivergedError, Recipe, _average, build, fit
 
 SMALL = Recipe(encoder_width=16, decoder_width=16, epochs=3, batch_size=20, learning_rate=1e-2)
 
@@ -139,7 +132,7 @@ def test_the_average_of_the_weights_is_what_is_returned():
         small_fit(dataclasses.replace(steps, epochs=epochs)).model.state_dict()
         for epochs in (1, 2, 3)
     )
-    averaged = small_fit(dataclasses.replace(steps, weight_average=0.15)).model.state_dict()
+    averaged = small_fit(dataclasses.replace(steps, ema_decay=0.15)).model.state_dict()
     for key in averaged:
         expected = 0.15 * (0.15 * first[key] + 0.85 * second[key]) + 0.85 * third[key]
         torch.testing.assert_close(averaged[key], expected)
@@ -154,7 +147,7 @@ def test_the_decay_of_the_average_warms_up():
 
 
 def test_an_averaged_training_that_stops_and_resumes_is_never_stopped(tmp_path):
-    recipe = dataclasses.replace(SMALL, weight_average=0.9)
+    recipe = dataclasses.replace(SMALL, ema_decay=0.9)
     whole = small_fit(recipe)
     resumed = stopped_and_resumed(recipe, tmp_path / "state.checkpoint")
     assert same_weights(resumed.model, whole.model)
@@ -163,7 +156,7 @@ def test_an_averaged_training_that_stops_and_resumes_is_never_stopped(tmp_path):
 
 @pytest.mark.parametrize("beta", [1.0, 3.0])
 def test_training_ends_once_the_objective_is_flat(beta, tmp_path):
-    recipe = dataclasses.replace(SMALL, epochs=200, beta=beta, flat=2.0)
+    recipe = dataclasses.replace(SMALL, epochs=200, beta=beta, min_improvement=2.0)
     history = small_fit(recipe).history
     loss = [row.validation_distortion + beta * row.validation_rate for row in history]
     assert 20 < len(history) < 200
@@ -176,7 +169,7 @@ def test_training_ends_once_the_objective_is_flat(beta, tmp_path):
 
 
 def test_a_training_killed_after_its_last_epoch_does_not_go_on(tmp_path, monkeypatch):
-    recipe = dataclasses.replace(SMALL, epochs=30, flat=1e9)
+    recipe = dataclasses.replace(SMALL, epochs=30, min_improvement=1e9)
     checkpoint = tmp_path / "state.checkpoint"
     with monkeypatch.context() as patch:
         patch.setattr("pathlib.Path.unlink", lambda *_, **__: None)
@@ -250,7 +243,7 @@ def test_beta_weighs_the_rate():
 
 
 def test_grey_pixels_are_trained_on_as_they_are():
-    history = small_fit(dataclasses.replace(SMALL, pixels="grey", schedule="constant")).history
+    history = small_fit(dataclasses.replace(SMALL, pixels="grayscale", schedule="constant")).history
     binarised = small_fit(dataclasses.replace(SMALL, schedule="constant")).history
     assert history[-1].validation_elbo != binarised[-1].validation_elbo
 
@@ -270,7 +263,7 @@ def test_a_learning_rate_rises_and_falls_to_zero_or_stays():
         return seen
 
     assert rates("constant") == [1e-2] * 30
-    falling = rates("inverse root", steps=201)
+    falling = rates("inverse sqrt", steps=201)
     assert falling[0] == pytest.approx(1e-3)
     assert falling[4] == pytest.approx(5e-3)
     assert falling[9:50] == pytest.approx([1e-2] * 41)
@@ -291,14 +284,14 @@ def test_no_field_of_a_recipe_is_idle(field):
         "decoder_depth": 1,
         "decoder_width": 17,
         "activation": "softplus",
-        "pixels": "grey",
+        "pixels": "grayscale",
         "beta": 2.0,
         "epochs": 2,
         "batch_size": 25,
         "learning_rate": 1e-3,
         "schedule": "constant",
-        "gradient_norm": 1.0,
-        "weight_average": 0.9,
+        "clip_grad_norm": 1.0,
+        "ema_decay": 0.9,
         "flat": 1e9,
         "seed": 1,
         "posterior": "interval",
@@ -322,7 +315,7 @@ def test_a_model_on_the_interval_learns_and_its_codes_stay_there():
     assert 0 < codes.min() < codes.max() < 10
 
 
-WITH_VAMP = dataclasses.replace(SMALL, prior="vamp", weight_average=0.9)
+WITH_VAMP = dataclasses.replace(SMALL, prior="vamp", ema_decay=0.9)
 CORRELATED = dataclasses.replace(SMALL, posterior="full covariance")
 OTHERS = {"interval": ON_THE_INTERVAL, "vamp": WITH_VAMP, "full covariance": CORRELATED}
 

@@ -5,10 +5,12 @@ import pytest
 import torch
 from test_training import pictures
 
-from priormatch import amortisation, data, interval, sampling, study, zoo
+from priormatch import data
 from priormatch.data import Digits, Source
+from priormatch.experiments import pretrained, store
+from priormatch.experiments.pretrained import load, train
+from priormatch.experiments.store import FallbackModelError, StaleModelError
 from priormatch.training import Recipe, build
-from priormatch.zoo import FallbackModelError, StaleModelError, load, train
 
 TINY = Recipe(encoder_width=8, decoder_width=8, epochs=2, batch_size=20)
 
@@ -22,22 +24,24 @@ def small_world(monkeypatch):
     monkeypatch.setattr(zoo, "source", lambda: Source.FULL)
 
 
-@pytest.mark.parametrize("name", sorted(zoo.RECIPES))
+@pytest.mark.parametrize("name", sorted(pretrained.RECIPES))
 def test_every_model_of_the_book_is_stored_with_how_it_was_made(name):
     model, history = load(name)
-    record = json.loads((zoo.STORE / f"{name}.json").read_text())
-    assert Recipe(**record["recipe"]) == zoo.RECIPES[name]
+    record = json.loads((store.MODELS / f"{name}.json").read_text())
+    assert Recipe(**record["recipe"]) == pretrained.RECIPES[name]
     assert record["command"] == f"python -m priormatch.zoo {name}"
     assert record["seconds"] > 60
     assert set(record["versions"]) == {"python", "priormatch", "torch", "torchvision"}
-    recipe = zoo.RECIPES[name]
+    recipe = pretrained.RECIPES[name]
     assert len(history) == recipe.epochs or (recipe.flat and 20 < len(history) < recipe.epochs)
     assert not model.training
-    assert not list(zoo.STORE.glob("*.pt")), "weights are stored as safetensors, never as pickles"
+    assert not list(store.MODELS.glob("*.pt")), (
+        "weights are stored as safetensors, never as pickles"
+    )
 
 
 def test_the_stored_models_are_small():
-    assert sum(file.stat().st_size for file in zoo.STORE.glob("*.safetensors")) < 40e6
+    assert sum(file.stat().st_size for file in store.MODELS.glob("*.safetensors")) < 40e6
 
 
 def test_a_stored_model_comes_back_with_its_weights_in_half_precision(small_world, tmp_path):
@@ -88,10 +92,10 @@ def test_the_fallback_digits_never_make_a_stored_table(module, monkeypatch, tmp_
 def test_the_command_trains_what_it_is_told(small_world, tmp_path, monkeypatch, capsys):
     told = []
     monkeypatch.setattr(zoo, "train", lambda name: told.append(name))
-    assert zoo.main(["tiny"]) == 0
+    assert pretrained.main(["tiny"]) == 0
     assert told == ["tiny"]
     with pytest.raises(SystemExit):
-        zoo.main(["answer"])
+        pretrained.main(["answer"])
     capsys.readouterr()
 
 
@@ -107,4 +111,4 @@ def test_half_precision_moves_the_bound_less_than_its_error():
     # The history was measured in single precision, on the same pixels and draws.
     assert elbo.value == pytest.approx(history[-1].validation_elbo, abs=0.1)
     assert elbo.standard_error > 0.1
-    assert build(zoo.RECIPES["question"]).training
+    assert build(pretrained.RECIPES["question"]).training
