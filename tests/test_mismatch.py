@@ -20,22 +20,20 @@ from priormatch.divergences import kl_between_gaussians, kl_from_uniform
 from priormatch.estimate import Estimate, average
 from priormatch.mismatch import (
     active_units,
-    classifier_test,
     dimension_wise_kl,
     held_out_kl,
     hole_share,
     in_sample_kl,
     mean_rate,
     moment_bound,
-    radius,
     rate_per_dimension,
     reverse_kl,
-    sliced_wasserstein,
     thin_share,
     total_correlation,
 )
 from priormatch.models import draw, standard_normal
 from priormatch.reporting import Result
+from priormatch.two_sample import classifier_test, radius, sliced_wasserstein
 
 # The aggregated posterior of this population is exactly N(shift, spread): its examples have
 # Gaussian means and one scale. Its KL from N(0, I) is therefore known.
@@ -570,7 +568,7 @@ class AtTheOrigin:
 
 @pytest.fixture
 def known_classifier(monkeypatch):
-    monkeypatch.setattr("priormatch.mismatch._classifier", lambda seed: AtTheOrigin())
+    monkeypatch.setattr("priormatch.two_sample._classifier", lambda seed: AtTheOrigin())
 
 
 @pytest.mark.usefixtures("known_classifier")

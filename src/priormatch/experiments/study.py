@@ -29,22 +29,20 @@ from priormatch.experiments import store
 from priormatch.experiments.table import Row, Table, columns
 from priormatch.mismatch import (
     active_units,
-    classifier_test,
     dimension_wise_kl,
     held_out_kl,
     hole_share,
     in_sample_kl,
     moment_bound,
-    radius,
     rate_per_dimension,
     reverse_kl,
-    sliced_wasserstein,
     thin_share,
     total_correlation,
 )
 from priormatch.models import VAE, draw, encode
 from priormatch.objectives import bound_parts_in_chunks
 from priormatch.training import Epoch, Recipe, build, fastest_format, fit
+from priormatch.two_sample import classifier_test, radius, sliced_wasserstein
 
 SEEDS = range(5)
 EQUAL_EPOCHS = 20
