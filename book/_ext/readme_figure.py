@@ -8,7 +8,7 @@ import io
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from chapters import ROOT, Book, prepare_data
+from execution import ROOT, Book, prepare_data
 from PIL import Image
 
 CHAPTER, CELL = "book/02-the-latent-picture", "fig-quilt"

