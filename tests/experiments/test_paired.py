@@ -64,6 +64,12 @@ def test_intervals_and_their_tests_are_those_of_scipy(rows):
     assert set(excludes_zero(found)) == {True, False}  # or the line above proves little
 
 
+def test_intervals_stand_by_cell_in_the_order_of_the_measures(rows):
+    found = intervals(changes(rows, "depth", 2, ["gap", "elbo"]))
+    assert [*found.index] == [(1, "gap"), (1, "elbo"), (3, "gap"), (3, "elbo")]
+    assert found.index.names == ["depth", "measure"]
+
+
 def test_bonferroni_divides_the_error_among_the_comparisons(rows):
     paired = changes(rows, "depth", 2, ["gap"])
     found = intervals(paired, comparisons=20)

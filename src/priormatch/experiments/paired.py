@@ -51,8 +51,7 @@ def changes(rows: pd.DataFrame, by: str, baseline: object, measures: Sequence[st
         measures: Columns to compare.
 
     Returns:
-        A column for each measure, in its unit; rows by the value of `by` and by seed, without the
-        baseline and without seeds that the baseline lacks.
+        A column for each measure, in its unit; rows by cell and by those seeds that are paired.
 
     Raises:
         MissingMeasureError: A column is not there.
@@ -89,7 +88,7 @@ def intervals(changes: pd.DataFrame, level: float = 0.95, comparisons: int = 1) 
         comparisons: Number of these intervals, for Bonferroni's allowance.
 
     Returns:
-        ``mean``, ``standard_error``, ``seeds`` (n), ``low`` and ``high`` of each cell and measure.
+        ``mean``, ``standard_error``, ``seeds`` (n), ``low`` and ``high`` by cell and by measure.
 
     Raises:
         TooFewSeedsError: A cell has fewer than two changes of a measure.
@@ -108,7 +107,8 @@ def intervals(changes: pd.DataFrame, level: float = 0.95, comparisons: int = 1) 
         cell, measure = found.seeds.idxmin()
         raise TooFewSeedsError(f"{measure} of {cell} has {found.seeds.min()} paired seeds, not 2")
     half = found.standard_error * stats.t.isf((1 - level) / (2 * comparisons), found.seeds - 1)
-    return found.assign(low=found["mean"] - half, high=found["mean"] + half)
+    found = found.assign(low=found["mean"] - half, high=found["mean"] + half)
+    return found.sort_index(level=0, sort_remaining=False, kind="stable")
 
 
 def excludes_zero(intervals: pd.DataFrame) -> pd.Series:
