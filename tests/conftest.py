@@ -28,6 +28,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes() -> None:
+    """Find or download the digits once for all processes of ``pytest -n``."""
+    os.environ["PRIORMATCH_DATA"] = prepare_data()
+
+
 @pytest.fixture(scope="session")
 def say(pytestconfig: pytest.Config) -> Callable[[str], None]:
     """Print at once, although pytest captures: chapters take their time."""
@@ -43,8 +49,11 @@ def say(pytestconfig: pytest.Config) -> Callable[[str], None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def digits(pytestconfig: pytest.Config) -> Iterator[str]:
+def digits(pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> Iterator[str]:
     """Find or download the digits once; the package and the book then read the same ones."""
+    if all(test.get_closest_marker("sources") for test in request.session.items):
+        yield "none: nothing is executed"
+        return
     # A download shows its progress.
     with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         found = prepare_data()
@@ -80,6 +89,8 @@ def execute(
 
     The first use starts all chapters that the session wants, a few at a time.
     """
+    if hasattr(request.config, "workerinput"):
+        pytest.fail('Every process of "pytest -n" would execute the chapters: add -m "not book".')
     wanted = set().union(*(chapters_of(test, book) for test in request.session.items))
     with Executions(book, say) as executions:
         executions.start(chapter for chapter in book.chapters if chapter in wanted)

@@ -25,6 +25,8 @@ from test_explorers import MAKERS
 
 from priormatch.explorers import assets
 
+pytestmark = pytest.mark.book
+
 PATIENCE = 300
 """Seconds that a step may take on a busy machine; on an idle one it takes a few."""
 

