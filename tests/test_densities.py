@@ -5,10 +5,9 @@ import pytest
 import torch
 from agreement import assert_agrees, assert_at_least, assert_at_most
 from sklearn.mixture import GaussianMixture
-from torch import nn
+from small_world import assert_draws_follow, corner, drawn, plane
 from torch.distributions import (
     AffineTransform,
-    Categorical,
     Independent,
     MixtureSameFamily,
     MultivariateNormal,
@@ -27,29 +26,12 @@ from priormatch.densities import (
     fit_gaussian,
     fit_mixture,
 )
-from priormatch.distributions import VampPrior
 from priormatch.divergences import kl_between_gaussians
 from priormatch.estimate import average
 from priormatch.mismatch import held_out_kl
-from priormatch.models import GaussianPosterior, standard_normal
+from priormatch.models import standard_normal
 
 KINDS = ("Gaussian", "mixture", "flow")
-
-
-def drawn(distribution, draws, seed=0):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return distribution.sample((draws,))
-
-
-def corner(latent):
-    """Return three narrow Gaussians, far from any product of one-dimensional laws."""
-    means = torch.tensor([[-1.5, -1.0], [1.5, -1.0], [1.5, 1.5]]).repeat(1, latent)[:, :latent]
-    factor = 0.4 * torch.eye(latent) + 0.2 * torch.ones(latent, latent).tril(-1)
-    return MixtureSameFamily(
-        Categorical(torch.tensor([0.5, 0.3, 0.2])),
-        MultivariateNormal(means, scale_tril=factor.expand(3, latent, latent)),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -66,38 +48,10 @@ def fitted():
     return found
 
 
-def grid(latent):
-    """Return nodes that hold all of the mass of the fitted densities, and the volume of each."""
-    axes = [torch.linspace(-17, 23, 401), torch.linspace(2, 4, 401)][:latent]
-    volume = math.prod((axis[1] - axis[0]).item() for axis in axes)
-    return torch.cartesian_prod(*axes).reshape(-1, latent), volume
-
-
-def assert_draws_follow(draws, log_prob, latent):
-    """Compare moments of draws, and their mean log density, with integrals of the density."""
-    nodes, volume = grid(latent)
-    log_density = log_prob(nodes).double()
-    mass = log_density.exp() * volume
-    assert mass.sum().item() == pytest.approx(1, abs=1e-3)
-    # About the shift of the codes, where products of two dimensions vary least.
-    first, last = nodes[:, 0].double() - 3, nodes[:, -1].double() - 3
-    ours, others = draws[:, 0].double() - 3, draws[:, -1].double() - 3
-    for inside, outside in (
-        (ours, first),
-        (ours.square(), first.square()),
-        (others.square(), last.square()),
-        (ours * others, first * last),
-        (log_prob(draws).double(), log_density),
-    ):
-        estimate = average(inside)
-        truth = torch.where(mass > 0, mass * outside, 0).sum() / mass.sum()
-        assert_agrees(estimate.value, estimate.standard_error, truth.item())
-
-
 @pytest.mark.parametrize("latent", [1, 2])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_density_integrates_to_one(fitted, kind, latent):
-    nodes, volume = grid(latent)
+    nodes, volume = plane(latent)
     total = fitted[kind, latent].log_prob(nodes).double().exp().sum().item() * volume
     assert total == pytest.approx(1, abs=1e-3)
 
@@ -136,7 +90,7 @@ def test_the_comparison_of_draws_refuses_a_product_of_one_dimensional_mixtures(f
 def test_the_integral_refuses_a_log_determinant_counted_per_dimension(fitted):
     flow = fitted["flow", 2]
     (standardise,) = flow.transforms
-    nodes, volume = grid(2)
+    nodes, volume = plane(2)
     noise, log_determinant = flow.base_dist.transform.call_and_ladj(standardise.inv(nodes))
     log_determinant = log_determinant - standardise.scale.log().sum()
     right = standard_normal(2).log_prob(noise) + log_determinant
@@ -333,96 +287,3 @@ def test_the_flow_library_leaves_the_checks_of_distributions_on():
     )
     with pytest.raises(ValueError, match="size"):
         wide.log_prob(torch.zeros(4, 3))
-
-
-# The VampPrior
-
-
-class Reader(nn.Module):
-    """An encoder network of four pixels: means along two of them, scales along the others."""
-
-    def __init__(self):
-        super().__init__()
-        self.gain = nn.Parameter(torch.tensor([4.0, 0.4, 1.0, 1.0]))
-
-    def forward(self, images):
-        return self.gain * images + torch.tensor([1.0, 2.8, 0.0, 2 * math.log(0.05)])
-
-
-def vamp(components=6):
-    """Return a prior of so many pseudo-inputs, whose posteriors differ in place and size."""
-    generator = torch.Generator().manual_seed(0)
-    encoder = GaussianPosterior(Reader())
-    return VampPrior(encoder, torch.rand(components, 4, generator=generator)), encoder
-
-
-def written_out(prior, encoder):
-    """Return the same mixture, made of torch's own parts."""
-    posteriors = encoder(prior.logits.sigmoid())
-    return MixtureSameFamily(Categorical(torch.ones(len(prior.logits))), posteriors)
-
-
-def test_a_vamp_prior_starts_from_its_pictures_and_keeps_pixels_between_0_and_1():
-    images = torch.tensor([[0.0, 0.3, 0.7, 1.0]])
-    prior = VampPrior(GaussianPosterior(Reader()), images)
-    torch.testing.assert_close(prior.pseudo_inputs, torch.tensor([[0.01, 0.3, 0.7, 0.99]]))
-    with torch.no_grad():
-        prior.logits.add_(torch.tensor([-30.0, 30.0, 0.0, 0.0]))
-    assert prior.pseudo_inputs.min() >= 0
-    assert prior.pseudo_inputs.max() <= 1
-
-
-def test_a_vamp_prior_is_the_mixture_of_the_posteriors_of_its_pseudo_inputs():
-    prior, encoder = vamp()
-    reference = written_out(prior, encoder)
-    codes = drawn(prior, 100)
-    torch.testing.assert_close(prior.log_prob(codes), reference.log_prob(codes), atol=1e-4, rtol=0)
-    torch.testing.assert_close(prior.mean, reference.mean.detach())
-    torch.testing.assert_close(prior.variance, reference.variance.detach())
-
-
-def test_gradients_of_a_vamp_prior_reach_codes_encoder_and_pseudo_inputs():
-    prior, encoder = vamp()
-    codes = drawn(prior, 20).requires_grad_()
-
-    def gradients(log_prob):
-        leaves = (codes, encoder.network.gain, prior.logits)
-        return torch.autograd.grad(log_prob(codes).sum(), leaves)
-
-    ours, reference = gradients(prior.log_prob), gradients(written_out(prior, encoder).log_prob)
-    for one, other in zip(ours, reference, strict=True):
-        assert other.abs().max() > 0
-        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
-
-
-def test_a_vamp_prior_owns_its_pseudo_inputs_and_not_the_encoder():
-    prior, _ = vamp()
-    assert list(prior.state_dict()) == ["logits"]
-    assert isinstance(prior, torch.distributions.Distribution)
-    assert (prior.batch_shape, prior.event_shape) == ((), (2,))
-
-
-def test_draws_of_a_vamp_prior_follow_the_density_that_log_prob_reports():
-    prior, _ = vamp()
-    with torch.no_grad():
-        assert_draws_follow(drawn(prior, 20_000), prior.log_prob, 2)
-
-
-def test_the_comparison_of_draws_refuses_pseudo_inputs_taken_in_their_order():
-    prior, _ = vamp()
-    with torch.no_grad():
-        first = prior.mixture.posteriors.sample((7_000,))[:, :3].reshape(-1, 2)
-        with pytest.raises(AssertionError, match="is not"):
-            assert_draws_follow(first, prior.log_prob, 2)
-
-
-def test_a_generator_decides_the_draws_of_a_vamp_prior():
-    prior, _ = vamp()
-    before = torch.get_rng_state()
-    one, again = (
-        prior.sample((5, 3), generator=torch.Generator().manual_seed(0)) for _ in range(2)
-    )
-    assert torch.equal(before, torch.get_rng_state())
-    assert torch.equal(one, again)
-    assert one.shape == (5, 3, 2)
-    assert not one.requires_grad

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from agreement import assert_agrees, assert_at_most
+from small_world import Constant
 from torch import nn
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
@@ -12,22 +13,10 @@ from priormatch.models import (
     BernoulliLikelihood,
     GaussianPosterior,
     draw,
-    encode,
     standard_normal,
 )
 from priormatch.objectives import bound_parts, bound_parts_in_chunks
 from priormatch.training import Recipe, build
-
-
-class Constant(nn.Module):
-    """A network that says the same of every example."""
-
-    def __init__(self, *values):
-        super().__init__()
-        self.values = torch.tensor(values)
-
-    def forward(self, inputs):
-        return self.values.expand(*inputs.shape[:-1], -1)
 
 
 def test_parts_of_a_model_whose_code_says_nothing_are_known():
@@ -98,23 +87,6 @@ def test_the_rate_without_a_closed_form_is_estimated_from_the_same_draw():
     estimate = average(drawn.rate)
     assert_agrees(estimate.value, estimate.standard_error, exact.rate[0].item())
     assert drawn.rate.std() > 0.1
-
-
-def test_encode_returns_means_and_standard_deviations():
-    vae = VAE(
-        GaussianPosterior(Constant(1.0, math.log(4.0))),
-        BernoulliLikelihood(Constant(0.0)),
-        standard_normal(1),
-    )
-    means, scales = encode(vae, torch.zeros(5, 1), chunk=2)
-    assert means.tolist() == [[1.0]] * 5
-    torch.testing.assert_close(scales, torch.full((5, 1), 2.0))
-
-
-def test_scales_are_refused_where_they_say_too_little():
-    vae = build(Recipe(encoder_width=4, decoder_width=4, posterior="full covariance"))
-    with pytest.raises(TypeError, match="covariances"):
-        encode(vae, torch.zeros(5, 784))
 
 
 def test_the_rate_is_the_monte_carlo_mean_of_its_log_ratio():

@@ -1,19 +1,14 @@
-import functools
 import math
 
 import pytest
 import torch
-from test_evidence import NOISE, Linear, LinearPosterior, sample, seeded
-from test_study import only_a_gaussian, small_images
+from small_world import NOISE, Linear, LinearPosterior, sample, seeded
 from torch import nn
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
 from priormatch.evidence import Grid, exact_elbo, likeliest_nodes
-from priormatch.experiments import inference_gaps, study, table
-from priormatch.experiments.study import measure
-from priormatch.inference_gap import gaps, read, refine, run
+from priormatch.inference_gap import gaps, refine
 from priormatch.models import VAE, GaussianPosterior, standard_normal
-from priormatch.training import Recipe, build
 
 WIDE = Grid((-8.0, -8.0), (8.0, 8.0), 0.05)
 
@@ -142,50 +137,3 @@ def test_the_likeliest_node_is_the_nearest_to_the_peak():
     nodes = likeliest_nodes(vae, images, Grid((-6.0, -6.0), (6.0, 6.0), 0.02))
     away = (nodes - exact_posterior(images).mean).abs().amax()
     assert 0 < away < 0.03
-
-
-TINY = Recipe(encoder_width=8, decoder_width=8, epochs=2, batch_size=50)
-
-
-@pytest.fixture
-def small_world(monkeypatch):
-    monkeypatch.setattr(amortisation, "fit_best", only_a_gaussian)
-    monkeypatch.setattr(amortisation, "refine", functools.partial(refine, steps=2))
-    monkeypatch.setattr(amortisation, "_IMAGES", 10)
-    with small_images(monkeypatch, 300):
-        yield
-
-
-@pytest.mark.parametrize("posterior", ["gaussian", "full covariance"])
-def test_a_model_is_measured_as_the_study_measures_it(small_world, posterior, monkeypatch):
-    model = build(Recipe(**{**vars(TINY), "posterior": posterior})).eval().requires_grad_(False)
-    found = measure(model)
-    assert found == measure(model)
-    for part in ("train", "test"):
-        names = [f"{part}_{name}" for name in ("gap", "refined_gap", "diagonal_gap", "full_gap")]
-        of_part = [found[name].value for name in names]
-        assert of_part[0] >= of_part[1]
-        assert of_part[2] >= of_part[3] > -0.1
-        assert all(found[name].standard_error > 0 for name in names)
-    if posterior == "gaussian":
-        monkeypatch.setattr(study, "fit_best", only_a_gaussian)
-        by_study = study.measure(model, draws=300)
-        for name in ("train_rate", "test_rate", "train_elbo", "test_elbo", "density_bound"):
-            assert found[name].value == pytest.approx(by_study[name].value, rel=1e-6)
-
-
-def test_a_table_is_completed_row_by_row(small_world, tmp_path):
-    table, models = tmp_path / "table.csv", tmp_path / "models"
-    run([TINY], table, models)
-    first = read(table)
-    both = [TINY, Recipe(**{**vars(TINY), "posterior": "full covariance"})]
-    run(both, table, models)
-    assert read(table).iloc[:1].equals(first)
-    assert list(read(table).posterior) == ["gaussian", "full covariance"]
-    assert {"test_gap", "test_gap_error", "density", "seed", "encoder_depth"} <= set(first)
-
-
-def test_the_stored_table_has_every_encoder():
-    stored = read()
-    for recipe in inference_gaps.recipes():
-        assert table.is_of(stored, recipe).sum() == 1, recipe
