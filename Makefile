@@ -1,19 +1,24 @@
 # `make` alone lists what can be made. Everything is installed into .venv, nothing elsewhere.
 PYTHON ?= python3
 BIN := .venv/bin
+# One process a core, each of one thread: tests of the package do not share.
+SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 .DEFAULT_GOAL := help
 # One target after the other, so that what is about to happen is printed before it does.
 .NOTPARALLEL:
-.PHONY: help book test lab check study clean about-book about-test
+.PHONY: help book test quick lab check study clean about-book about-test
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /:/' | awk -F: '{printf "make %-6s %s\n", $$1, $$2}'
 
 book: about-book .venv/.reader ## build the book into _build/html
-	@$(BIN)/python book/_ext/make_book.py
+	@$(BIN)/python book/_ext/build.py
 
-test: about-test .venv/.developer ## run everything that proves the project right
-	@$(BIN)/python -m pytest
+test: about-test .venv/.developer ## run everything that proves the project right, in a quarter of an hour
+	@$(SIDE_BY_SIDE) -m "not book"; package=$$?; $(BIN)/python -m pytest -m book && exit $$package
+
+quick: .venv/.developer ## run the package's tests but the slow ones, in two minutes
+	@$(SIDE_BY_SIDE) -m "not book and not slow"
 
 lab: .venv/.reader ## open the chapters in JupyterLab
 	@$(BIN)/jupyter lab book
@@ -25,7 +30,7 @@ check: .venv/.developer ## lint the code, the notebooks and the prose; check the
 	$(BIN)/python -m pytest -q -m sources tests/test_book_form.py
 
 study: .venv/.reader ## train the models of results/ again (hours; stops and resumes)
-	@$(BIN)/python -m priormatch.study
+	@$(BIN)/python -m priormatch.experiments.study
 
 clean: ## delete everything that was made, but not .venv
 	rm -rf _build .mypy_cache .pytest_cache .ruff_cache .hypothesis
