@@ -6,29 +6,28 @@ import time
 
 import pytest
 import torch
+from small_world import OTHER_VALUES, pictures, same_weights, seeded
+from torch import nn
 
-from priormatch.data import binarize
+from priormatch import objectives, training
+from priormatch.data import binarize, binarize_once
+from priormatch.experiments import study
+from priormatch.experiments.store import CheckpointFile
 from priormatch.objectives import bound_parts_in_chunks
-from priormatch.training import CheckpointMismatchError, DivergedError, Recipe, _average, build, fit
+from priormatch.training import (
+    CheckpointMismatchError,
+    DivergedError,
+    Recipe,
+    build,
+    fastest_format,
+    fit,
+)
 
 SMALL = Recipe(encoder_width=16, decoder_width=16, epochs=3, batch_size=20, learning_rate=1e-2)
 
 
-def pictures(examples=100, seed=0):
-    """Return grey images of two kinds, which a small VAE tells apart in a moment."""
-    generator = torch.Generator().manual_seed(seed)
-    left = (torch.arange(784) % 28 < 14).float()
-    kind = torch.randint(2, (examples, 1), generator=generator).float()
-    return 0.05 + 0.9 * (kind * left + (1 - kind) * (1 - left))
-
-
 def timeless(history):
     return [row._replace(seconds=0.0) for row in history]
-
-
-def same_weights(one, other):
-    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
-    return all(torch.equal(first, second) for first, second in pairs)
 
 
 def small_fit(recipe=SMALL, **options):
@@ -44,7 +43,7 @@ def stopped_and_resumed(recipe, checkpoint, **then):
 
     with pytest.raises(KeyboardInterrupt):
         small_fit(recipe, checkpoint=checkpoint, after_epoch=stop)
-    assert checkpoint.exists()
+    assert checkpoint.file.exists()
     return small_fit(recipe, checkpoint=checkpoint, **then)
 
 
@@ -84,7 +83,7 @@ def test_mixed_precision_trains_as_well_and_repeats_itself():
 
 def test_a_training_that_goes_on_elsewhere_tells_both_number_formats(tmp_path):
     history = stopped_and_resumed(
-        SMALL, tmp_path / "training", number_format=torch.bfloat16
+        SMALL, CheckpointFile(tmp_path / "training"), number_format=torch.bfloat16
     ).history
     assert [epoch.number_format for epoch in history] == ["float32", "bfloat16", "bfloat16"]
 
@@ -92,9 +91,18 @@ def test_a_training_that_goes_on_elsewhere_tells_both_number_formats(tmp_path):
 def test_mixed_precision_is_validated_in_single_precision():
     images = pictures(40, seed=1)
     mixed = small_fit(number_format=torch.bfloat16)
-    validation = binarize(images, torch.Generator().manual_seed(0))
+    validation = binarize(images, seeded(0))
     parts = bound_parts_in_chunks(mixed.model, validation, torch.Generator().manual_seed(0))
     assert mixed.history[-1].validation_distortion == parts.distortion.mean().item()
+
+
+def test_narrow_posteriors_are_trained_in_single_precision(monkeypatch):
+    native = {"avx512_bf16": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: native, raising=False)
+    formats = {recipe.beta: fastest_format(recipe) for recipe in study.grid()}
+    assert {beta for beta, chosen in formats.items() if chosen is torch.float32} == {0.01, 0.1}
+    line = dataclasses.replace(SMALL, latent_dimension=1)
+    assert fastest_format(line) is torch.float32
 
 
 def test_training_raises_the_bound_of_unseen_images():
@@ -108,7 +116,7 @@ def test_training_raises_the_bound_of_unseen_images():
 
 def test_stopped_and_resumed_is_never_stopped(tmp_path):
     whole = small_fit()
-    checkpoint = tmp_path / "deep" / "state.checkpoint"
+    checkpoint = CheckpointFile(tmp_path / "deep" / "state.checkpoint")
 
     def stop(epoch, model):
         if epoch == 2:
@@ -116,13 +124,13 @@ def test_stopped_and_resumed_is_never_stopped(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         small_fit(checkpoint=checkpoint, after_epoch=stop)
-    assert checkpoint.exists()
+    assert checkpoint.file.exists()
     epochs = []
     resumed = small_fit(checkpoint=checkpoint, after_epoch=lambda epoch, _: epochs.append(epoch))
     assert epochs == [2, 3], "the epoch that was not saved is done again, the saved one is not"
     assert timeless(resumed.history) == timeless(whole.history)
     assert same_weights(resumed.model, whole.model)
-    assert not checkpoint.exists()
+    assert not checkpoint.file.exists()
 
 
 def test_the_average_of_the_weights_is_what_is_returned():
@@ -138,18 +146,10 @@ def test_the_average_of_the_weights_is_what_is_returned():
         torch.testing.assert_close(averaged[key], expected)
 
 
-def test_the_decay_of_the_average_warms_up():
-    averages, weights = [torch.zeros(1)], [torch.ones(1)]
-    _average(0.999, averages, weights, 8)
-    assert averages[0].item() == pytest.approx(0.5)  # 1 - 9 / 18
-    _average(0.999, averages, weights, 1_000_000)
-    assert averages[0].item() == pytest.approx(0.5005)
-
-
 def test_an_averaged_training_that_stops_and_resumes_is_never_stopped(tmp_path):
     recipe = dataclasses.replace(SMALL, ema_decay=0.9)
     whole = small_fit(recipe)
-    resumed = stopped_and_resumed(recipe, tmp_path / "state.checkpoint")
+    resumed = stopped_and_resumed(recipe, CheckpointFile(tmp_path / "state.checkpoint"))
     assert same_weights(resumed.model, whole.model)
     assert timeless(resumed.history) == timeless(whole.history)
 
@@ -168,30 +168,130 @@ def test_training_ends_once_the_objective_is_flat(beta, tmp_path):
     assert all(gain(epochs) >= 2.0 for epochs in range(20, len(loss)))
 
 
+@pytest.mark.parametrize("warm_up", [0, 7])
+def test_training_never_ends_before_20_epochs_after_the_warm_up(warm_up):
+    recipe = dataclasses.replace(SMALL, epochs=40, min_improvement=1e9, kl_warm_up=warm_up)
+    assert len(small_fit(recipe).history) == warm_up + 20
+
+
+@pytest.mark.parametrize(("warm_up", "rise"), [(0, []), (2, [0.3 * step for step in range(1, 11)])])
+def test_the_weight_of_the_rate_rises_step_by_step_to_beta(warm_up, rise, monkeypatch):
+    weights = []
+
+    def noted(*given):
+        parts = objectives.bound_parts(*given)
+        # The gradient of the loss by the mean rate.
+        parts.rate.register_hook(lambda gradient: weights.append(gradient.sum().item()))
+        return parts
+
+    monkeypatch.setattr(training, "bound_parts", noted)
+    small_fit(dataclasses.replace(SMALL, beta=3.0, kl_warm_up=warm_up))
+    assert weights == pytest.approx(rise + [3.0] * (15 - len(rise)))
+
+
+class Masks:
+    """Notes which hidden units of the encoder dropout leaves out."""
+
+    def __init__(self, model):
+        self.of = []
+        for layer in model.encoder.network:
+            if isinstance(layer, nn.Dropout):
+                layer.register_forward_hook(self.note)
+
+    def note(self, layer, inputs, outputs):
+        if not layer.training:
+            return
+        alive = inputs[0] > 0
+        torch.testing.assert_close(outputs[outputs > 0] * 0.75, inputs[0][outputs > 0])
+        self.of.append((outputs == 0)[alive].double().mean().item())
+
+
+def test_dropout_leaves_out_the_stated_share_of_the_encoders_units_anew_for_each_image():
+    recipe = dataclasses.replace(SMALL, encoder_width=400, encoder_dropout=0.25)
+    model = build(recipe)
+    image = pictures(1).expand(500, 784)
+    masks = Masks(model)
+    first, second = (model.posterior(image).mean.detach() for _ in range(2))
+    assert len(masks.of) == 2 * recipe.encoder_depth
+    assert masks.of == pytest.approx([0.25] * 4, abs=0.01)
+    assert len(first.unique(dim=0)) == 500
+    assert not torch.equal(first, second)
+    codes = torch.zeros(2, 2)
+    assert torch.equal(model.likelihood(codes).mean[0], model.likelihood(codes).mean[1])
+    alone = model.eval().posterior(image).mean
+    assert len(alone.unique(dim=0)) == 1
+    assert same_weights(model, build(dataclasses.replace(recipe, encoder_dropout=0.0)))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_validation_knows_no_dropout(decay):
+    """Neither does what is returned, and each epoch leaves out other units."""
+    recipe = dataclasses.replace(SMALL, encoder_dropout=0.5, ema_decay=decay)
+    trained = small_fit(recipe)
+    pixels = binarize_once(pictures(40, seed=1))
+    parts = bound_parts_in_chunks(trained.model, pixels, seeded(0))
+    assert trained.history[-1].validation_distortion == parts.distortion.mean().item()
+    assert not any(layer.training for layer in trained.model.modules())
+
+
+def test_each_epoch_leaves_out_other_units():
+    # One step an epoch without learning, on the same images in grey: only the units differ.
+    still = dataclasses.replace(
+        SMALL, batch_size=100, learning_rate=0.0, pixels="grayscale", schedule="constant"
+    )
+    plain, thinned = (
+        [row.train_rate for row in small_fit(dataclasses.replace(still, encoder_dropout=p)).history]
+        for p in (0.0, 0.3)
+    )
+    assert plain == pytest.approx(plain[:1] * 3)
+    assert len(set(thinned)) == 3
+
+
+def test_posteriors_start_from_the_stated_log_variance():
+    start = dataclasses.replace(SMALL, latent_dimension=3, initial_log_variance=-4.0)
+    images = pictures()
+    with torch.no_grad():
+        ours = build(start).posterior(images)
+        plain = build(dataclasses.replace(start, initial_log_variance=0.0)).posterior(images)
+    assert torch.equal(ours.mean, plain.mean)
+    torch.testing.assert_close(2 * (ours.stddev.log() - plain.stddev.log()), 0 * plain.mean - 4)
+    assert (2 * ours.stddev.log() + 4).abs().mean() < 0.3
+
+
+@pytest.mark.parametrize("posterior", ["interval", "full covariance"])
+def test_a_log_variance_to_start_from_is_one_of_diagonal_posteriors(posterior):
+    recipe = dataclasses.replace(SMALL, posterior=posterior, initial_log_variance=-4.0)
+    with pytest.raises(ValueError, match="initial_log_variance"):
+        build(recipe)
+
+
 def test_a_training_killed_after_its_last_epoch_does_not_go_on(tmp_path, monkeypatch):
     recipe = dataclasses.replace(SMALL, epochs=30, min_improvement=1e9)
-    checkpoint = tmp_path / "state.checkpoint"
+    checkpoint = CheckpointFile(tmp_path / "state.checkpoint")
     with monkeypatch.context() as patch:
         patch.setattr("pathlib.Path.unlink", lambda *_, **__: None)
         whole = small_fit(recipe, checkpoint=checkpoint)
-    assert checkpoint.exists()
+    assert checkpoint.file.exists()
     again = small_fit(recipe, checkpoint=checkpoint)
     assert timeless(again.history) == timeless(whole.history)
     assert len(again.history) == 20
 
 
 def test_a_killed_process_resumes_bit_for_bit(tmp_path):
-    checkpoint, weights = tmp_path / "state.checkpoint", tmp_path / "weights.pt"
+    checkpoint = CheckpointFile(tmp_path / "state.checkpoint")
+    weights = tmp_path / "weights.pt"
     program = f"""
 import sys
 import torch
 sys.path.insert(0, {str(__file__).rsplit("/", 1)[0]!r})
-from test_training import SMALL, pictures, fit
+from small_world import pictures
+from test_training import SMALL, fit
 import dataclasses, pathlib
+from priormatch.experiments.store import CheckpointFile
 torch.set_num_threads(1)
 recipe = dataclasses.replace(SMALL, epochs=400)
 trained = fit(recipe, pictures(), pictures(40, seed=1), progress=False,
-              checkpoint=pathlib.Path({str(checkpoint)!r}))
+              checkpoint=CheckpointFile(pathlib.Path({str(checkpoint)!r})))
 torch.save(trained.model.state_dict(), {str(weights)!r})
 """
 
@@ -200,12 +300,12 @@ torch.save(trained.model.state_dict(), {str(weights)!r})
 
     process = start()
     deadline = time.monotonic() + 120
-    while not checkpoint.exists():
+    while not checkpoint.file.exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    done = len(torch.load(checkpoint, weights_only=True)["history"])
+    done = len(checkpoint.load()["history"])
     assert 1 <= done < 400
     assert start().wait(timeout=300) == 0
     interrupted = torch.load(weights, weights_only=True)
@@ -216,7 +316,7 @@ torch.save(trained.model.state_dict(), {str(weights)!r})
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
-    checkpoint = tmp_path / "state.checkpoint"
+    checkpoint = CheckpointFile(tmp_path / "state.checkpoint")
 
     def stop(epoch, model):
         if epoch == 2:
@@ -248,57 +348,11 @@ def test_grey_pixels_are_trained_on_as_they_are():
     assert history[-1].validation_elbo != binarised[-1].validation_elbo
 
 
-def test_a_learning_rate_rises_and_falls_to_zero_or_stays():
-    from priormatch.training import _schedule
-
-    def rates(kind, steps=30):
-        recipe = dataclasses.replace(SMALL, schedule=kind)
-        optimiser = torch.optim.Adam(build(recipe).parameters(), lr=recipe.learning_rate)
-        schedule = _schedule(recipe, optimiser, batches=10)
-        seen = []
-        for _ in range(steps):
-            seen.append(optimiser.param_groups[0]["lr"])
-            optimiser.step()
-            schedule.step()
-        return seen
-
-    assert rates("constant") == [1e-2] * 30
-    falling = rates("inverse sqrt", steps=201)
-    assert falling[0] == pytest.approx(1e-3)
-    assert falling[4] == pytest.approx(5e-3)
-    assert falling[9:50] == pytest.approx([1e-2] * 41)
-    assert falling[199] == pytest.approx(5e-3)  # 20 epochs are four times 5
-    cycle = rates("one cycle")
-    assert max(cycle) == pytest.approx(1e-2)
-    assert cycle[0] < 1e-3
-    assert cycle[-1] < 1e-5
-
-
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Recipe)])
 def test_no_field_of_a_recipe_is_idle(field):
     """Each field changes the training: a field that does nothing is a lie in every table."""
-    changed = {
-        "latent_dimension": 3,
-        "encoder_depth": 3,
-        "encoder_width": 17,
-        "decoder_depth": 1,
-        "decoder_width": 17,
-        "activation": "softplus",
-        "pixels": "grayscale",
-        "beta": 2.0,
-        "epochs": 2,
-        "batch_size": 25,
-        "learning_rate": 1e-3,
-        "schedule": "constant",
-        "clip_grad_norm": 1.0,
-        "ema_decay": 0.9,
-        "flat": 1e9,
-        "seed": 1,
-        "posterior": "interval",
-        "prior": "vamp",
-    }
-    base = dataclasses.replace(SMALL, epochs=21) if field == "flat" else SMALL
-    recipe = dataclasses.replace(base, **{field: changed[field]})
+    base = dataclasses.replace(SMALL, epochs=21) if field == "min_improvement" else SMALL
+    recipe = dataclasses.replace(base, **{field: OTHER_VALUES[field]})
     assert timeless(small_fit(recipe).history) != timeless(small_fit(base).history)
 
 
@@ -317,16 +371,22 @@ def test_a_model_on_the_interval_learns_and_its_codes_stay_there():
 
 WITH_VAMP = dataclasses.replace(SMALL, prior="vamp", ema_decay=0.9)
 CORRELATED = dataclasses.replace(SMALL, posterior="full covariance")
-OTHERS = {"interval": ON_THE_INTERVAL, "vamp": WITH_VAMP, "full covariance": CORRELATED}
+OTHERS = {
+    "interval": ON_THE_INTERVAL,
+    "vamp": WITH_VAMP,
+    "full covariance": CORRELATED,
+    "dropout": dataclasses.replace(SMALL, encoder_dropout=0.2),
+    "warm-up": dataclasses.replace(SMALL, kl_warm_up=3),
+}
 
 
 @pytest.mark.parametrize("recipe", OTHERS.values(), ids=OTHERS)
-def test_a_training_with_other_draws_is_reproducible_and_resumes(recipe, tmp_path):
+def test_every_kind_of_training_is_reproducible_and_resumes(recipe, tmp_path):
     torch.manual_seed(1)
     whole = small_fit(recipe)
     torch.manual_seed(2)
     before = torch.get_rng_state()
-    resumed = stopped_and_resumed(recipe, tmp_path / "state.checkpoint")
+    resumed = stopped_and_resumed(recipe, CheckpointFile(tmp_path / "state.checkpoint"))
     assert same_weights(resumed.model, whole.model)
     assert timeless(resumed.history) == timeless(whole.history)
     assert torch.equal(before, torch.get_rng_state())
@@ -383,7 +443,7 @@ def test_both_families_start_from_the_same_weights():
 
 
 def test_a_checkpoint_without_a_later_field_is_read_with_its_default(tmp_path):
-    checkpoint = tmp_path / "state.checkpoint"
+    checkpoint = CheckpointFile(tmp_path / "state.checkpoint")
 
     def stop(epoch, model):
         if epoch == 2:
@@ -391,9 +451,9 @@ def test_a_checkpoint_without_a_later_field_is_read_with_its_default(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         small_fit(checkpoint=checkpoint, after_epoch=stop)
-    state = torch.load(checkpoint, weights_only=True)
+    state = checkpoint.load()
     del state["recipe"]["posterior"], state["recipe"]["prior"]
-    torch.save(state, checkpoint)
+    checkpoint.save(state)
     assert len(small_fit(checkpoint=checkpoint).history) == 3
 
 

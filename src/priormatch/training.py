@@ -3,12 +3,10 @@
 import contextlib
 import functools
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -31,14 +29,12 @@ from priormatch.models import (
     uniform_interval,
 )
 from priormatch.objectives import bound_parts, bound_parts_in_chunks
+from priormatch.schedules import Schedule, is_flat, learning_rates, move_averages, rate_weight
 
 PIXELS = 784
 
 # Components of a VampPrior.
 _PSEUDO_INPUTS = 200
-
-# Epochs over which a validation ELBO is called flat or not.
-_WINDOW = 10
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "softplus": nn.Softplus}
 
@@ -48,7 +44,21 @@ class DivergedError(ArithmeticError):
 
 
 class CheckpointMismatchError(ValueError):
-    """A checkpoint was written by another recipe: delete it, or name another file."""
+    """A checkpoint was written by another recipe: delete it, or name another one."""
+
+
+@runtime_checkable
+class Checkpoint(Protocol):
+    """Keeps the state of a training from epoch to epoch, in a file for instance."""
+
+    def load(self) -> dict[str, Any] | None:
+        """Return the state that was saved last, if any."""
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Keep a state in place of the one before; a kill must leave one of them whole."""
+
+    def remove(self) -> None:
+        """Forget the state: the training is over."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +114,7 @@ class Recipe:
     epochs: int = 100
     batch_size: int = 250
     learning_rate: float = 3e-3
-    schedule: Literal["one cycle", "inverse sqrt", "constant"] = "one cycle"
+    schedule: Schedule = "one cycle"
     clip_grad_norm: float = 0.0
     ema_decay: float = 0.0
     min_improvement: float = 0.0
@@ -153,7 +163,8 @@ def build(recipe: Recipe) -> VAE:
     The pseudo-inputs of a VampPrior are grey until `fit` puts training images in their place.
 
     Raises:
-        ValueError: The recipe asks for a VampPrior with other posteriors than diagonal ones.
+        ValueError: The recipe asks for a VampPrior, or for a log variance to start from, with
+            other posteriors than diagonal ones.
 
     Introduced in "The KL term".
     """
@@ -168,6 +179,8 @@ def build(recipe: Recipe) -> VAE:
         decode = multilayer_perceptron(decoder, activation)
     if recipe.prior == "vamp" and recipe.posterior != "gaussian":
         raise ValueError(f"a VampPrior goes with diagonal posteriors, unlike {recipe}")
+    if recipe.initial_log_variance and recipe.posterior != "gaussian":
+        raise ValueError(f"initial_log_variance goes with diagonal posteriors, unlike {recipe}")
     if recipe.posterior == "interval":
         prior = uniform_interval(latent)
         decode = nn.Sequential(Centre(prior), *decode)
@@ -187,7 +200,7 @@ def fit(
     train_images: Float[Tensor, "examples pixels"],
     validation_images: Float[Tensor, "others pixels"],
     *,
-    checkpoint: Path | None = None,
+    checkpoint: Checkpoint | None = None,
     progress: bool = True,
     after_epoch: Callable[[int, VAE], None] | None = None,
     number_format: torch.dtype = torch.float32,
@@ -202,7 +215,7 @@ def fit(
         recipe: What to train.
         train_images: Grey values in [0, 1], of shape ``(examples, 784)``.
         validation_images: Grey values in [0, 1]; never trained on.
-        checkpoint: File that holds the state after each epoch; removed when training ends.
+        checkpoint: Keeps the state after each epoch; removed when training ends.
         progress: Whether to show a progress bar on stderr.
         after_epoch: Called with the number of finished epochs and the model, first with 0.
         number_format: That of the layers' matrix products in training, ``torch.float32`` or
@@ -222,25 +235,30 @@ def fit(
         chosen = torch.randperm(len(train_images), generator=_generator(recipe))[:_PSEUDO_INPUTS]
         # Fewer images than pseudo-inputs are taken several times.
         model.prior.start_from(train_images[chosen[torch.arange(_PSEUDO_INPUTS) % len(chosen)]])
-    average = AveragedModel(model, multi_avg_fn=functools.partial(_average, recipe.ema_decay))
+    average = AveragedModel(model, multi_avg_fn=functools.partial(move_averages, recipe.ema_decay))
     returned = cast("VAE", average.module) if recipe.ema_decay else model
     optimiser = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate, fused=True)
     batches = max(1, len(train_images) // recipe.batch_size)
-    schedule = _schedule(recipe, optimiser, batches)
+    schedule = learning_rates(
+        recipe.schedule, optimiser, recipe.learning_rate, recipe.epochs, batches
+    )
+    parts: dict[str, Any] = {
+        "model": model,
+        "average": average,
+        "optimiser": optimiser,
+        "schedule": schedule,
+    }
     generator = _generator(recipe)
     history: list[Epoch] = []
-    if checkpoint is not None and checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+    if checkpoint is not None and (state := checkpoint.load()) is not None:
         # A checkpoint from before a field was added has its default.
         if Recipe(**state["recipe"]) != recipe:
             raise CheckpointMismatchError(
                 f"{checkpoint} was written by {state['recipe']}, not by {recipe}: "
-                "delete it, or name another file."
+                "delete it, or name another one."
             )
-        model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
-        schedule.load_state_dict(state["schedule"])
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
         generator.set_state(state["generator"])
         history = [Epoch(*row) for row in state["history"]]
     if after_epoch is not None and not history:
@@ -287,20 +305,16 @@ def fit(
         if after_epoch is not None:
             after_epoch(epoch, returned)
         if checkpoint is not None:
-            _save_atomically(
-                checkpoint,
+            checkpoint.save(
                 {
                     "recipe": asdict(recipe),
-                    "model": model.state_dict(),
-                    "average": average.state_dict(),
-                    "optimiser": optimiser.state_dict(),
-                    "schedule": schedule.state_dict(),
+                    **{name: part.state_dict() for name, part in parts.items()},
                     "generator": generator.get_state(),
                     "history": [tuple(row) for row in history],
-                },
+                }
             )
     if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
+        checkpoint.remove()
     return Trained(returned.eval(), history)
 
 
@@ -345,7 +359,7 @@ def _train_epoch(
         if recipe.pixels == "binarised":
             pixels = binarize(pixels, generator)
         parts = bound_parts(model, pixels, generator, number_format)
-        weight = _rate_weight(recipe, epoch - 1 + (step + 1) / batches)
+        weight = rate_weight(recipe.beta, recipe.kl_warm_up, epoch - 1 + (step + 1) / batches)
         loss = (parts.distortion + weight * parts.rate).mean()
         if not math.isfinite(loss.item()):
             raise DivergedError(f"the loss is {loss.item()}: lower the learning rate of {recipe}")
@@ -362,35 +376,6 @@ def _train_epoch(
     return distortion, rate
 
 
-def _schedule(
-    recipe: Recipe, optimiser: torch.optim.Optimizer, batches: int
-) -> torch.optim.lr_scheduler.LRScheduler:
-    if recipe.schedule == "constant":
-        return torch.optim.lr_scheduler.ConstantLR(optimiser, factor=1.0)
-    if recipe.schedule == "inverse sqrt":
-
-        def share_of_peak(steps: int) -> float:
-            epochs = (steps + 1) / batches
-            return min(epochs, 1.0) * min(1.0, math.sqrt(5 / epochs))
-
-        return torch.optim.lr_scheduler.LambdaLR(optimiser, share_of_peak)
-    return torch.optim.lr_scheduler.OneCycleLR(
-        optimiser,
-        recipe.learning_rate,
-        total_steps=recipe.epochs * batches,
-        # A rise of less than two steps is none: OneCycleLR would divide by zero.
-        pct_start=max(0.1, 2 / (recipe.epochs * batches)),
-        cycle_momentum=False,
-    )
-
-
-def _average(
-    decay: float, averages: list[Tensor], weights: list[Tensor], steps: Tensor | int
-) -> None:
-    """Move the averages towards the weights, quicker while the first steps would weigh on them."""
-    torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + int(steps)) / (10 + int(steps))))
-
-
 def _seeded_dropout(
     recipe: Recipe, generator: torch.Generator
 ) -> contextlib.AbstractContextManager[None]:
@@ -400,16 +385,10 @@ def _seeded_dropout(
     return globally_seeded(int(torch.randint(2**63 - 1, (), generator=generator)))
 
 
-def _rate_weight(recipe: Recipe, epochs: float) -> float:
-    """Return the weight of the rate after so many epochs: it rises on a line, then stays."""
-    return recipe.beta * min(1.0, epochs / recipe.kl_warm_up) if recipe.kl_warm_up else recipe.beta
-
-
 def _is_flat(recipe: Recipe, history: list[Epoch]) -> bool:
-    if not recipe.min_improvement or len(history) < recipe.kl_warm_up + 2 * _WINDOW:
-        return False
     losses = [row.validation_distortion + recipe.beta * row.validation_rate for row in history]
-    return min(losses[:-_WINDOW]) - min(losses[-_WINDOW:]) < recipe.min_improvement
+    enough = recipe.min_improvement
+    return enough > 0 and is_flat(losses, enough, recipe.kl_warm_up)
 
 
 def _validation_pixels(recipe: Recipe, images: Tensor) -> Tensor:
@@ -417,14 +396,3 @@ def _validation_pixels(recipe: Recipe, images: Tensor) -> Tensor:
     if recipe.pixels == "grayscale":
         return images
     return binarize_once(images)
-
-
-def _save_atomically(file: Path, state: dict[str, Any]) -> None:
-    """Write beside the file and rename, so that a kill leaves the old state or the new one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".unfinished")
-    with unfinished.open("wb") as stream:
-        torch.save(state, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    unfinished.replace(file)

@@ -102,7 +102,7 @@ def train(name: str, folder: Path = store.MODELS, trainings: Path = store.TRAINI
             recipe,
             load_mnist("train").images,
             load_mnist("validation").images,
-            checkpoint=folder / f"{name}.checkpoint",
+            checkpoint=store.CheckpointFile(folder / f"{name}.checkpoint"),
         )
     save(name, trained, folder)
     return load(name, folder)

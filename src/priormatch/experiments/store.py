@@ -1,12 +1,16 @@
 """Files of the book: where results are, how weights are kept, and how each was made."""
 
+import contextlib
 import json
 import os
 import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -75,10 +79,44 @@ def load_record(file: Path) -> dict[str, Any]:
 
 def write_whole(file: Path, text: str) -> None:
     """Write a text file so that a kill leaves the old file or the new one, and no half."""
+    with _in_place_of(file) as stream:
+        stream.write(text.encode())
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """The state of an unfinished training in a file, for `priormatch.training.fit`.
+
+    Attributes:
+        file: Where it is; a kill leaves the old state or the new one.
+    """
+
+    file: Path
+
+    def load(self) -> dict[str, Any] | None:
+        """Return the state that was saved last, if any."""
+        return torch.load(self.file, weights_only=True) if self.file.exists() else None
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Keep a state in place of the one before."""
+        with _in_place_of(self.file) as stream:
+            torch.save(state, stream)
+
+    def remove(self) -> None:
+        """Delete the file."""
+        self.file.unlink(missing_ok=True)
+
+    def __str__(self) -> str:
+        return str(self.file)
+
+
+@contextlib.contextmanager
+def _in_place_of(file: Path) -> Iterator[BinaryIO]:
+    """Open a file beside another, whose place it takes when it is written and closed."""
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(".unfinished")
-    with unfinished.open("w", encoding="utf-8") as stream:
-        stream.write(text)
+    with unfinished.open("wb") as stream:
+        yield stream
         stream.flush()
         os.fsync(stream.fileno())
     unfinished.replace(file)

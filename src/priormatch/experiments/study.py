@@ -109,7 +109,7 @@ def train_or_load(recipe: Recipe, trainings: Path = store.TRAININGS) -> Training
             recipe,
             load_mnist("train").images,
             load_mnist("validation").images,
-            checkpoint=trainings / f"{name}.checkpoint",
+            checkpoint=store.CheckpointFile(trainings / f"{name}.checkpoint"),
             progress=False,
             after_epoch=save_early,
             number_format=fastest_format(recipe),

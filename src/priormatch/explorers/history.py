@@ -64,7 +64,7 @@ def train(snapshots: Path) -> None:
                 pretrained.RECIPES[NAME],
                 load_mnist("train").images,
                 load_mnist("validation").images,
-                checkpoint=snapshots / f"{NAME}.checkpoint",
+                checkpoint=store.CheckpointFile(snapshots / f"{NAME}.checkpoint"),
                 after_epoch=save_snapshot,
             )
 
