@@ -16,6 +16,7 @@ from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
@@ -74,7 +75,7 @@ class Table:
 
     def lacks(self, recipe: Recipe, rows: pd.DataFrame) -> bool:
         """Return whether rows of a recipe are missing."""
-        return is_of(rows, recipe).sum() < self.rows_each
+        return bool(is_of(rows, recipe).sum() < self.rows_each)
 
     def complete(self, executor: Executor, trainings: Path = store.TRAININGS) -> None:
         """Train and measure the recipes that the table lacks, and write rows as they are finished.
@@ -140,7 +141,11 @@ def is_of(rows: pd.DataFrame, recipe: Recipe) -> pd.Series:
     same = pd.Series(True, index=rows.index)
     if not rows.empty:
         for field in fields(Recipe):
-            same &= rows[field.name] == getattr(recipe, field.name)
+            recorded, wanted = rows[field.name], getattr(recipe, field.name)
+            if isinstance(wanted, float):  # of which CSV keeps seven digits
+                same &= np.isclose(recorded, wanted, rtol=1e-6, atol=0)
+            else:
+                same &= recorded == wanted
     return same
 
 
