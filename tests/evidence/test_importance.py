@@ -244,7 +244,7 @@ def test_bounds_under_several_priors_are_those_under_each_on_common_draws_and_on
         for ours, theirs in zip(together[name], expected, strict=True):
             assert torch.equal(ours, theirs)
     moved = together["corner"].log_evidence - together["prior"].log_evidence
-    assert moved.abs().min() > 0.1
+    assert moved.abs().mean() > 0.1
 
 
 def test_a_batch_says_how_many_codes_are_decoded_at_a_time():

@@ -7,6 +7,7 @@ The prior may be any distribution: to put a density r in the place of p, make th
 ``VAE(vae.encoder, vae.decoder, r)``.
 """
 
+from priormatch.evidence.grid import Grid, GridError
 from priormatch.evidence.importance import (
     ImportanceBounds,
     average_bounds,
@@ -16,8 +17,6 @@ from priormatch.evidence.importance import (
 from priormatch.evidence.posteriors import aggregated_exact_posterior, exact_posteriors
 from priormatch.evidence.quadrature import (
     ExactInference,
-    Grid,
-    GridError,
     exact_elbo,
     exact_inference,
     exact_inference_in_the_plane,

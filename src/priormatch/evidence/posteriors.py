@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from priormatch.evidence.quadrature import Grid, patches_with_mass
+from priormatch.evidence.grid import Grid
+from priormatch.evidence.quadrature import patches_with_mass
 from priormatch.models import VAE
 
 

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Independent
 
+from priormatch.evidence.grid import Grid, GridError, product
 from priormatch.models import VAE, from_noise
 
 # Codes decoded at a time: their 784 pixels take 6 MB in single precision.
@@ -53,67 +54,8 @@ _HALF_WIDTHS = (7.0, 14.0, 28.0)
 _HERMITE = 12
 
 
-class GridError(ValueError):
-    """A grid does not reach as far as the exact posteriors do, or is too coarse for them."""
-
-
 class _BorderError(GridError):
     """A grid does not reach as far as the exact posteriors do."""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Equally spaced nodes on an interval, or on a rectangle, of the latent space.
-
-    Attributes:
-        lower: Lower limits, of one or two latent dimensions.
-        upper: Upper limits; the last node of a dimension is the one nearest to its limit.
-        spacing: Distance of neighbouring nodes. The trapezoid rule is all but exact for a Gaussian
-            posterior whose scale is no smaller than the spacing.
-
-    Raises:
-        ValueError: There are other than one or two dimensions, or fewer than two nodes along one.
-
-    Introduced in "The estimators on trial".
-
-    >>> Grid(lower=(-1.0,), upper=(1.0,), spacing=0.5).nodes.squeeze(1).tolist()
-    [-1.0, -0.5, 0.0, 0.5, 1.0]
-    """
-
-    lower: tuple[float, ...] = (-7.0, -7.0)
-    upper: tuple[float, ...] = (7.0, 7.0)
-    spacing: float = 0.02
-
-    def __post_init__(self) -> None:
-        if len(self.lower) != len(self.upper) or len(self.lower) not in (1, 2):
-            raise ValueError(f"quadrature is for one or two latent dimensions, not for {self}")
-        if self.spacing <= 0 or min(self.shape) < 2:
-            raise ValueError(f"a grid has two nodes or more along each dimension, unlike {self}")
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Number of nodes along each latent dimension."""
-        limits = zip(self.lower, self.upper, strict=True)
-        return tuple(round((upper - lower) / self.spacing) + 1 for lower, upper in limits)
-
-    @property
-    def cell_volume(self) -> float:
-        """Length or area of the latent space that one node stands for."""
-        return self.spacing ** len(self.shape)
-
-    @property
-    def nodes(self) -> Float[Tensor, "nodes latent"]:
-        """All nodes; the last latent dimension runs fastest, so that `shape` reshapes them."""
-        return self.nodes_at(_product(*(torch.arange(count) for count in self.shape)))
-
-    def nodes_at(self, steps: Int[Tensor, "some latent"]) -> Float[Tensor, "some latent"]:
-        """Return the nodes that lie so many steps from the lower limits, in double precision."""
-        return torch.tensor(self.lower, dtype=torch.float64) + self.spacing * steps.double()
-
-    def positions_at(self, steps: Int[Tensor, "some latent"]) -> Int[Tensor, " some"]:
-        """Return where in `nodes` the nodes stand that lie so many steps from the lower limits."""
-        strides = [math.prod(self.shape[later:]) for later in range(1, len(self.shape) + 1)]
-        return (steps * torch.tensor(strides)).sum(1)
 
 
 class ExactInference(NamedTuple):
@@ -271,8 +213,8 @@ def exact_elbo(
     """
     latent = posteriors.event_shape[0]
     abscissas, weights = np.polynomial.hermite_e.hermegauss(_HERMITE)
-    noise = _product(*[torch.tensor(abscissas, dtype=images.dtype)] * latent)
-    shares = _product(*[torch.tensor(weights / weights.sum())] * latent).prod(1)
+    noise = product(*[torch.tensor(abscissas, dtype=images.dtype)] * latent)
+    shares = product(*[torch.tensor(weights / weights.sum())] * latent).prod(1)
     codes = from_noise(posteriors, noise[:, None])
     blocks = [
         shares @ (vae.likelihood(block).log_prob(some) + vae.prior.log_prob(block)).double()
@@ -457,7 +399,7 @@ def _steps(
 ) -> Int[Tensor, "nodes latent"]:
     """Return nodes of a patch by their steps from the grid's lower limits."""
     ends = (min(start + width, count) for start, count in zip(corner, grid.shape, strict=True))
-    return _product(*(torch.arange(*span, stride) for span in zip(corner, ends, strict=True)))
+    return product(*(torch.arange(*span, stride) for span in zip(corner, ends, strict=True)))
 
 
 def _log_joint(
@@ -476,10 +418,6 @@ def _log_joint(
             few = images.split(max(1, _VALUES // (len(codes) * images.shape[1])))
             log_likelihood = torch.cat([likelihood.log_prob(some) for some in few], 1)
     return log_likelihood + vae.prior.log_prob(codes)[:, None]
-
-
-def _product(*axes: Tensor) -> Tensor:
-    return torch.cartesian_prod(*axes).reshape(-1, len(axes))
 
 
 def _binary(digits: Int[Tensor, "some digits"]) -> Int[Tensor, " some"]:
