@@ -93,7 +93,7 @@ def execute(
         pytest.fail('Every process of "pytest -n" would execute the chapters: add -m "not book".')
     wanted = set().union(*(chapters_of(test, book) for test in request.session.items))
     with Executions(book, say) as executions:
-        executions.start(chapter for chapter in book.chapters if chapter in wanted)
+        executions.start(chapter for chapter in book.longest_first if chapter in wanted)
 
         def executed(chapter: str) -> Executed:
             try:

@@ -359,6 +359,7 @@ def test_results_are_read_from_the_executed_notebook(tiny_book):
         ("odd_share", ["merged"]),
         ("even", ["merged"]),
         ("left", ["pair"]),
+        ("drift_of_2", ["passed"]),
         ("other", ["named", "loop"]),
     ],
 )
@@ -371,6 +372,7 @@ def test_the_cell_that_computes_a_result_is_found(name, cells):
         "joined": 'results["gap_of_" + str(depth) + "_early"] = 1',
         "merged": 'results |= {f"odd_{n}": 1 for n in shares}\nresults |= {"even": 1}',
         "pair": 'results["left"], results["right"] = 1, 2',
+        "passed": 'record(f"drift_of_{depth}")\nassert results["kl"] < results[f"gap_of_{depth}"]',
         "loop": "results[key] = 1",
     }
     notebook = notebook_of(*sources.values())

@@ -152,33 +152,45 @@ def with_cells(chapter: str, notebook: nbformat.NotebookNode, faults: dict[str, 
 
 
 def makers(notebook: nbformat.NotebookNode, name: str) -> list[int]:
-    """Return the indices of the cells whose code fits a result's name best, one if it is certain.
+    """Return the indices of the cells whose code fits a result's name best: several, if alike.
 
-    A cell that writes ``results["kl"]`` makes ``kl`` alone; ``results[f"kl_{depth}"]`` may make
-    ``kl_2``; of ``results[name]`` only the words elsewhere in the cell tell.
+    A cell that writes ``results["kl"]`` makes ``kl``, and one with ``results[f"kl_{depth}"]`` may
+    make ``kl_2``. So may one that passes ``f"kl_{depth}"`` to a function that writes.
     """
     ranks: dict[int, float] = {}
     for index, cell in enumerate(notebook.cells):
         if cell.cell_type == "code":
-            fitting = [literal for pattern, literal in keys(cell.source) if pattern.fullmatch(name)]
-            if fitting:
-                ranks[index] = max(fitting) + 0.5 * (f'"{name}"' in cell.source)
+            writes, passes = (
+                [letters for pattern, letters in names if pattern.fullmatch(name)]
+                for names in names_in(cell.source)
+            )
+            if writes or any(passes):
+                ranks[index] = max(*writes, *passes, 0, 0) + 0.5 * bool(writes)
     best = max(ranks.values(), default=0)
     return [index for index, rank in ranks.items() if rank == best]
 
 
-def keys(code: str) -> list[tuple[re.Pattern[str], int]]:
-    """Return a pattern for each key of ``results`` that code writes, and its literal letters."""
+Names = list[tuple[re.Pattern[str], int]]
+"""Patterns of names, and how many of their letters are literal."""
+
+
+def names_in(code: str) -> tuple[Names, Names]:
+    """Return the names that code gives to results, and its other texts but for those it reads."""
     written: list[ast.expr] = []
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
-            if ast.unparse(node.value) == "results":
+    read: set[ast.AST] = set()
+    nodes = list(ast.walk(ast.parse(code)))
+    for node in nodes:
+        if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "results":
+            if isinstance(node.ctx, ast.Store):
                 written.append(node.slice)
+            else:
+                read.update(ast.walk(node.slice))
         elif isinstance(node, ast.AugAssign) and ast.unparse(node.target) == "results":
             more = node.value
             written += more.keys if isinstance(more, ast.Dict) else []
             written += [more.key] if isinstance(more, ast.DictComp) else []
-    return [pattern_of(key) for key in written]
+    texts = [n for n in nodes if isinstance(n, ast.JoinedStr | ast.Constant) and n not in read]
+    return [pattern_of(key) for key in written], [pattern_of(text) for text in texts]
 
 
 def pattern_of(key: ast.expr) -> tuple[re.Pattern[str], int]:

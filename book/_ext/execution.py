@@ -88,6 +88,14 @@ class Book:
         """The pages that are notebooks."""
         return [page for page in self.pages if self.source(page).exists()]
 
+    @property
+    def longest_first(self) -> list[str]:
+        """The chapters in the order in which to start them, so that none is left alone at the end.
+
+        The size of its source tells about how long a chapter runs.
+        """
+        return sorted(self.chapters, key=lambda chapter: -self.source(chapter).stat().st_size)
+
     @cached_property
     def cache_folder(self) -> Path:
         """The folder of the cache for the current fingerprint."""
@@ -346,7 +354,7 @@ def execute_all(book: Book) -> list[ChapterError]:
     errors = []
     with Executions(book, lambda line: print(line, flush=True)) as executions:
         print(f"Executing the chapters, {executions.at_once} at a time:", flush=True)
-        executions.start(book.chapters)
+        executions.start(book.longest_first)
         for chapter in book.chapters:
             try:
                 executions.wait_for(chapter)

@@ -294,7 +294,7 @@ def main() -> int:
         print("The numbers in the text are those of the full MNIST: set PRIORMATCH_DATA.")
         return 1
     with Executions(book) as executions:
-        executions.start(book.chapters)
+        executions.start(book.longest_first)
 
         def results(chapter: str) -> dict[str, baselines.Entry]:
             return baselines.results_of(executions.wait_for(chapter).notebook)
