@@ -21,11 +21,14 @@ import pytest
 from nbformat import write
 from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import Browser, ElementHandle, Locator, Page
-from test_explorers import MAKERS
 
+from priormatch import explorers
 from priormatch.explorers import assets
 
 pytestmark = pytest.mark.book
+
+NAMES = explorers.__all__
+"""The explorers, all of them."""
 
 PATIENCE = 300
 """Seconds that a step may take on a busy machine; on an idle one it takes a few."""
@@ -179,11 +182,11 @@ def write_notebook(folder: Path) -> None:
     """Write a notebook that shows every explorer, and the files that its kernel reads."""
     (folder / "told").mkdir()
     (folder / "carried").mkdir()
-    for maker in MAKERS.values():
-        for name in maker().carried.values():
+    for explorer in NAMES:
+        for name in getattr(explorers, explorer)().carried.values():
             (folder / "carried" / name).write_bytes(assets.packed(name))
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    cells = [new_code_cell(SHOW.format(names=list(MAKERS))), new_code_cell(RESET)]
+    cells = [new_code_cell(SHOW.format(names=NAMES)), new_code_cell(RESET)]
     write(
         new_notebook(cells=cells, metadata={"kernelspec": kernel}), str(folder / "explorers.ipynb")
     )
@@ -260,7 +263,7 @@ def test_explorers_are_widgets_in_jupyterlab(tmp_path, lab, browser: Browser):
     tab.goto(lab)
     tab.wait_for_function(KERNEL_IS_READY)
     run_cell(tab, 0)
-    living = {name: tab.locator(f".explorer-live.explorer-{name}") for name in MAKERS}
+    living = {name: tab.locator(f".explorer-live.explorer-{name}") for name in NAMES}
     looks = {}
     for name, explorer in living.items():
         explorer.wait_for()
@@ -281,7 +284,7 @@ def test_explorers_are_widgets_in_jupyterlab(tmp_path, lab, browser: Browser):
 
     # Traits that are set in Python move the figure, here back to where it was.
     run_cell(tab, 1)
-    for name in MAKERS:
+    for name in NAMES:
         tab.wait_for_function(
             f"([name, look]) => ({LOOK})"
             "(document.querySelector(`.explorer-live.explorer-${name}`)) === look",
