@@ -1,36 +1,27 @@
-"""The explorers: their traits, their pages, and every control of theirs in a real browser."""
+"""The explorers in a real browser: their pages, and every control of theirs."""
 
 import functools
-import json
 import math
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
-from bs4 import BeautifulSoup
 from matplotlib.colors import to_rgb
 from playwright.sync_api import Browser, Locator, Page, Route
-from safetensors.torch import load_file, save_file
-from traitlets import TraitError
 
-from priormatch import data, explorers
-from priormatch.data import Digits, Source, binarize, binarized, source
-from priormatch.distributions import AggregatedPosterior, StretchedBeta
-from priormatch.divergences import kl_from_prior_per_dimension
-from priormatch.estimate import Estimate, decimals
-from priormatch.experiments.store import FallbackModelError, StaleModelError
-from priormatch.explorers import Explorer, assets, history, slices
-from priormatch.mismatch import hole_share
-from priormatch.models import encode
+from priormatch import explorers
+from priormatch.distributions import StretchedBeta
+from priormatch.estimate import decimals
+from priormatch.explorers import assets, history, slices
+from priormatch.explorers.base import Explorer
+from priormatch.explorers.draw_explorer import as_text
 from priormatch.plotting import DIGITS
-from priormatch.training import Recipe, build
 
 MAKERS: dict[str, Callable[..., Explorer]] = {
     "kl": explorers.kl,
@@ -44,287 +35,6 @@ PACKAGE = Path(explorers.__file__).parent
 
 each_explorer = pytest.mark.parametrize("name", MAKERS)
 
-
-@pytest.fixture(scope="module")
-def made() -> Callable[[str], Explorer]:
-    """Make each explorer once."""
-    kept: dict[str, Explorer] = {}
-
-    def explorer(name: str) -> Explorer:
-        if name not in kept:
-            kept[name] = MAKERS[name]()
-        return kept[name]
-
-    return explorer
-
-
-# In Python
-
-
-@each_explorer
-def test_an_explorer_is_a_widget_and_a_captioned_still_picture(name, made):
-    bundle, _ = made(name)._repr_mimebundle_()
-    assert "application/vnd.jupyter.widget-view+json" in bundle
-    figure = BeautifulSoup(bundle["text/html"], "html.parser").find("figure")
-    assert len(figure.find("figcaption").get_text()) > 100
-    assert len(figure.find("img")["alt"]) > 100
-    assert len(figure.find("img")["src"]) < 60_000
-    assert not figure.find_all(["script", "button", "input"]), "nothing dead without JavaScript"
-    assert set(json.loads(figure["data-files"])) == set(made(name).carried)
-    assert made(name).html() == made(name).html(), "a page must not change from build to build"
-
-
-def test_traits_can_be_set_and_refuse_nonsense():
-    kl = explorers.kl(mu=0.0, sigma=math.sqrt(2))
-    assert kl.kl == pytest.approx((1 - math.log(2)) / 2)
-    assert kl.reverse_kl == pytest.approx(0.0966, abs=1e-4)
-    with pytest.raises(TraitError):
-        kl.sigma = 0.0
-
-
-def test_z_moves_on_the_grid(made):
-    latent = made("latent")
-    latent.z = (0.111, -3.999)
-    assert latent.z == (0.12, -4.0)
-    with pytest.raises(TraitError):
-        latent.z = (5.0, 0.0)
-
-
-def test_pixels_follow_the_digit_and_give_its_posterior(made):
-    draw = made("draw")
-    draw.digit = 14
-    image = assets.some_digits().images[14]
-    assert assets.some_digits().labels[14] == 4
-    torch.testing.assert_close(draw.image, image)
-    torch.testing.assert_close(draw.posterior.mean, assets.vae().posterior(image).mean.detach())
-    with pytest.raises(TraitError, match="784"):
-        draw.pixels = "0120"
-
-
-def test_the_grid_is_the_density_of_the_mixture():
-    axis, quilt = assets.axis(), assets.quilt()
-    places = torch.randint(len(axis), (40, 2), generator=torch.Generator().manual_seed(0))
-    z = axis[places].float()
-    log_q = quilt.aggregated.log_prob(z)
-    log_ratio, place = (values[tuple(places.T)] for values in assets.field())
-    expected = log_q - assets.vae().prior.log_prob(z)
-    torch.testing.assert_close(log_ratio.float(), expected, atol=2e-3, rtol=1e-4)
-    assert ((place & 1) > 0).tolist() == (expected < 0).tolist()
-    assert ((place & 2) > 0).tolist() == (expected < -math.log(10)).tolist()
-    assert ((place & 4) > 0).tolist() == (log_q < quilt.threshold).tolist()
-
-
-def test_holes_are_those_of_the_measure():
-    quilt = assets.quilt()
-    prior_draws = torch.randn((2_000, 2), generator=torch.Generator().manual_seed(7))
-    share = (quilt.aggregated.log_prob(prior_draws) < quilt.threshold).double().mean().item()
-    measured = hole_share(quilt.aggregated, quilt.codes, prior_draws)
-    assert share == pytest.approx(measured.value, abs=1e-3)
-
-
-def test_differences_add_up_again():
-    values = assets.hundredths(assets.field().log_ratio)
-    sums = assets.differences(values).cumsum(0).cumsum(1)
-    torch.testing.assert_close(sums.to(torch.int16), values)
-
-
-def test_modules_are_joined_into_one_without_a_name_twice():
-    for name in MAKERS:
-        module = explorers.bundle(name)
-        assert "import {" not in module
-        assert re.findall(r"^export .*", module, re.MULTILINE) == ["export default { render };"]
-        names = re.findall(r"^(?:async )?(?:const|let|function|class) (\w+)", module, re.MULTILINE)
-        assert len(names) == len(set(names))
-
-
-def test_the_explorer_of_dimensions_refuses_what_the_study_has_not(monkeypatch):
-    cells = slices.cells()
-    one = next(iter(cells.values()))
-    some = {(2, 0): one, (2, 3): one, (5, 3): one, (20, 1): one}
-    monkeypatch.setattr(slices, "cells", lambda: some)
-    monkeypatch.setattr(assets, "packed", lambda name: b"")
-    explorer = explorers.dimensions()
-    assert explorer.offers == {"2": [0, 3], "5": [3], "20": [1]}
-    assert (explorer.d, explorer.seed, explorer.pair) == (5, 3, (1, 2))
-    for trait, nonsense in (("d", 10), ("seed", 0), ("pair", (2, 2)), ("pair", (1, 6))):
-        with pytest.raises(TraitError):
-            setattr(explorer, trait, nonsense)
-    explorer.d = 20
-    assert explorer.seed == 1
-    explorer.pair = (20, 7)
-    explorer.d = 2
-    assert (explorer.seed, explorer.pair) == (0, (1, 2))
-    assert explorers.dimensions(d=20, seed=1, pair=(3, 20)).pair == (3, 20)
-
-
-@pytest.fixture
-def small_study(tmp_path) -> tuple[Path, Path]:
-    """A table with rows of a study, and codes of two of its models with three dimensions."""
-    shown = {"stage": "converged", "encoder_depth": 2, "encoder_width": 500, "beta": 1.0}
-    rows, tensors = [], {"labels": torch.arange(4, dtype=torch.uint8)}
-    others = [{"stage": "equal epochs"}, {"encoder_depth": 3}, {"encoder_width": 100}, {"beta": 3}]
-    for seed, change in enumerate([{}, {}, {}, *others]):
-        row = {**shown, **change, "latent_dimension": 3, "seed": seed}
-        for place, name in enumerate(slices.MEASURES):
-            row |= {name: place + seed / 8, f"{name}_error": (place + 1) / 64}
-        row |= {"in_sample_kl_floor": 0.25, "active_units": 2, "python": "3.11"}
-        row |= {"rate_of_dimensions": "0.5 3.25 1.125", "kl_of_dimensions": "0.1 0.3 -0.2"}
-        rows.append(row)
-        if seed != 1:  # the model of one row has not been looked at
-            tensors |= {
-                f"3-{seed}.codes": seed + torch.arange(12).reshape(4, 3).half(),
-                f"3-{seed}.rate": torch.tensor([0.5, 3.25, 1.125]),
-                f"3-{seed}.rate_error": torch.tensor([0.015, 0.03, 0.02]),
-                f"3-{seed}.marginal_kl_error": torch.tensor([0.15, 0.35, 0.25]),
-            }
-    table, file = tmp_path / "study.csv", tmp_path / "codes.safetensors"
-    pd.DataFrame(rows).to_csv(table, index=False)
-    save_file(tensors, file)
-    return table, file
-
-
-def test_cells_are_rows_of_the_table_with_their_codes_sorted_by_rate(small_study):
-    cells = slices.cells(*small_study)
-    assert list(cells) == [(3, 0), (3, 2)]
-    cell = cells[3, 2]
-    for place, (name, bound) in enumerate(slices.MEASURES.items()):
-        floor = 0.25 if name == "in_sample_kl" else None
-        assert cell.measures[name] == Estimate(place + 0.25, (place + 1) / 64, bound, floor)
-    assert cell.active_units == 2
-    assert list(map(str, cell.rates)) == ["3.250 ± 0.030", "1.125 ± 0.020", "0.500 ± 0.015"]
-    assert list(map(str, cell.marginal_kls)) == ["0.30 ± 0.35", "-0.20 ± 0.25", "0.10 ± 0.15"]
-    assert {one.bound for one in cell.marginal_kls} == {"lower"}
-    assert cell.codes[1].tolist() == [6, 7, 5]
-
-
-def test_a_page_reads_the_cells_of_one_number_of_dimensions(small_study):
-    tensors = slices.packed(3, *small_study)
-    assert tensors["seeds"].tolist() == [0, 2]
-    assert tensors["dimensions"].tolist() == [1, 2, 3]
-    assert tensors["labels"].tolist() == [0, 1, 2, 3]
-    assert tensors["codes"].dtype == torch.float16
-    assert tensors["codes"][1, :, 1].tolist() == [6, 7, 5]
-    assert tensors["rates"][1, 0].tolist() == pytest.approx([3.25, 0.03])
-    assert tensors["marginal_kls"][0, 1].tolist() == pytest.approx([-0.2, 0.25])
-    assert tensors["total_correlation"].tolist() == [[4.0, 5 / 64], [4.25, 5 / 64]]
-    assert tensors["floor"].tolist() == [0.25, 0.25]
-    assert tensors["active_units"].tolist() == [2, 2]
-    assert slices.packed(5, *small_study) == {}
-    some = slices.pack({2: slices.cells(*small_study)[3, 2]}, (3, 1), tensors["labels"])
-    assert some["codes"][0, :, 1].tolist() == [5, 6]
-    assert some["rates"][0].tolist() == [tensors["rates"][1, place].tolist() for place in (2, 0)]
-
-
-def test_codes_of_other_models_than_the_tables_are_refused(small_study):
-    table, file = small_study
-    stored = load_file(file)
-    stored["3-2.rate"] *= 1.01
-    save_file(stored, file)
-    with pytest.raises(StaleModelError, match=r"explorers\.slices"):
-        slices.cells(table, file)
-
-
-@pytest.fixture
-def small_digits(monkeypatch):
-    """Random images in place of MNIST's."""
-    generator = torch.Generator().manual_seed(0)
-    parts = {
-        part: Digits(torch.rand((size, 784), generator=generator), torch.arange(size) % 10)
-        for part, size in {"train": 400, "test": 100}.items()
-    }
-    for module in (data, slices):
-        monkeypatch.setattr(module, "load_mnist", parts.get)
-    binarized.cache_clear()
-    yield parts
-    binarized.cache_clear()
-
-
-def test_a_look_at_a_model(small_digits):
-    vae = build(Recipe(latent_dimension=3, encoder_width=20, decoder_width=8)).eval()
-    look = slices.look(vae)
-    train, test = (
-        encode(vae, binarize(small_digits[part].images, torch.Generator().manual_seed(0)))
-        for part in ("train", "test")
-    )
-    noise = torch.randn(test[0].shape, generator=torch.Generator().manual_seed(0))
-    codes = test[0] + test[1] * noise
-    torch.testing.assert_close(look["codes"], codes[::20].half(), atol=2e-3, rtol=1e-3)
-    kl = kl_from_prior_per_dimension(train[0], 2 * train[1].log())
-    torch.testing.assert_close(look["rate"], kl.mean(0))
-    torch.testing.assert_close(look["rate_error"], kl.std(0) / math.sqrt(400))
-    mixture = AggregatedPosterior(*train)
-    for j, error in enumerate(look["marginal_kl_error"].tolist()):
-        gain = mixture.marginal(j).log_prob(codes[:, [j]]) + 0.5 * codes[:, j] ** 2
-        assert error == pytest.approx((gain.std() / 10).item(), rel=1e-3)
-
-
-def test_looks_are_stored_of_the_models_of_the_table_alone(
-    small_digits, small_study, tmp_path, monkeypatch
-):
-    shown = [Recipe(latent_dimension=3, encoder_width=8, seed=seed) for seed in (0, 3)]
-    models = {recipe.seed: build(recipe) for recipe in shown}
-    monkeypatch.setattr(slices.zoo, "source", lambda: Source.FULL)
-    monkeypatch.setattr(
-        slices.study, "trained", lambda recipe, folder: ({"converged": models[recipe.seed]}, [])
-    )
-    file = tmp_path / "looks.safetensors"
-    slices.store(shown, small_study[0], tmp_path, file)
-    stored = load_file(file)
-    assert stored["labels"].tolist() == [0] * 5
-    look = slices.look(models[0])
-    assert {f"3-0.{name}" for name in look} | {"labels"} == set(stored)
-    for name, values in look.items():
-        torch.testing.assert_close(stored[f"3-0.{name}"], values)
-    monkeypatch.setattr(slices.zoo, "source", lambda: Source.FALLBACK)
-    with pytest.raises(FallbackModelError):
-        slices.store(shown, small_study[0], tmp_path, file)
-
-
-def test_looks_at_the_models_of_the_table_are_kept_and_others_made_again(
-    small_digits, small_study, tmp_path, monkeypatch
-):
-    table, file = small_study
-    before = load_file(file)
-    stale = {"3-2.rate": 1.01 * before["3-2.rate"]}
-    save_file(before | stale, file)
-    shown = [Recipe(latent_dimension=3, encoder_width=8, seed=seed) for seed in range(3)]
-    looked_at = []
-
-    def trained(recipe, folder):
-        looked_at.append(recipe.seed)
-        return {"converged": build(recipe).eval()}, []
-
-    monkeypatch.setattr(slices.zoo, "source", lambda: Source.FULL)
-    monkeypatch.setattr(slices.study, "trained", trained)
-    slices.store(shown, table, tmp_path, file)
-    assert looked_at == [1, 2]
-    after = load_file(file)
-    for name, values in after.items():
-        if name.startswith("3-0."):
-            torch.testing.assert_close(values, before[name], rtol=0, atol=0)
-    assert not torch.equal(after["3-2.codes"], before["3-2.codes"])
-
-
-def test_the_recipes_that_are_shown_differ_in_dimensions_and_seed_alone():
-    found = slices.recipes()
-    assert {recipe.seed for recipe in found} == set(range(5))
-    assert {recipe.latent_dimension for recipe in found} <= set(slices.DIMENSIONS)
-    base = replace(found[0], latent_dimension=2, seed=0)
-    assert {replace(recipe, latent_dimension=2, seed=0) for recipe in found} == {base}
-    assert (base.encoder_depth, base.encoder_width, base.beta) == (2, 500, 1.0)
-
-
-def test_the_stored_codes_are_of_the_tables_models():
-    for (latent, _), cell in slices.cells().items():
-        assert cell.codes.shape == (len(slices.labels()), latent)
-        rates = [rate.value for rate in cell.rates]
-        assert rates == sorted(rates, reverse=True)
-        assert sum(rates) == pytest.approx(cell.measures["train_rate"].value, rel=1e-3)
-        sum_of_kls = sum(one.value for one in cell.marginal_kls)
-        assert sum_of_kls == pytest.approx(cell.measures["dimension_wise_kl"].value, abs=1e-3)
-
-
-# On a page without a kernel
 
 THEMES = {
     "light": ("#222832", "#ffffff", "#d1d5da", "#0a7d91"),
@@ -349,7 +59,7 @@ def page_of(figure: str, theme: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def page_url(made, serve, tmp_path_factory) -> Callable[[str, str], str]:
+def page_url(serve, tmp_path_factory) -> Callable[[str, str], str]:
     """Lay out a page of an explorer as it begins, once, and return its address."""
     folder = tmp_path_factory.mktemp("explorers")
     address = serve(folder)
@@ -678,7 +388,7 @@ def test_draw_by_keyboard_picks_test_images(draw_desk):
     desk.explorer.get_by_role("radio", checked=True).focus()
     for index in (3, 4, 5):
         desk.tab.keyboard.press("ArrowRight")
-        assert agree().pixels == explorers.as_text(assets.some_digits().images[index])
+        assert agree().pixels == as_text(assets.some_digits().images[index])
 
 
 def test_draw_by_pointer_and_finger(draw_desk):
@@ -776,19 +486,6 @@ def test_training_by_slider_and_play(visit):
     desk.explorer.get_by_role("button", name="Stop").click()
 
 
-def test_the_stored_history_starts_from_a_match_and_ends_at_the_stored_model():
-    stored = history.load()
-    rate, kl = stored["rate"][:, 0], stored["in_sample_kl"][:, 0]
-    assert rate[0] < 0.01 < 5 < rate[-1]
-    assert kl[0] < rate[0] + 0.01
-    assert 0.2 < kl[-1] < 0.35
-    if source() is Source.FALLBACK:
-        return  # the stored codes are of MNIST's test images
-    means, scales = encode(assets.vae(), assets.test_digits().images[:: history.EVERY])
-    torch.testing.assert_close(stored["means"][-1].float(), means, atol=3e-3, rtol=1e-3)
-    torch.testing.assert_close(stored["scales"][-1].float(), scales, atol=1e-3, rtol=1e-3)
-
-
 # More latent dimensions
 
 
@@ -808,7 +505,6 @@ def dimensions_desk(visit) -> tuple[Desk, Callable[..., None]]:
             cell.get_attribute("data-value"): cell.inner_text().replace("\u2212", "-")
             for cell in desk.explorer.locator("[data-value]").all()
         }
-        cell = truth.cell
         shares = ("hole_share", "classifier_accuracy")
         expected = {
             name: str(estimate) + (" nats" if name not in shares else "")
@@ -818,15 +514,15 @@ def dimensions_desk(visit) -> tuple[Desk, Callable[..., None]]:
         digits = decimals(in_sample.standard_error, 2)
         expected |= {
             "floor": f"{in_sample.floor:.{digits}f} nats",
-            "active_units": f"{cell.active_units} of {truth.d}",
+            "active_units": f"{truth.training.active_units} of {truth.d}",
         }
-        plane = cell.codes[:, [dimension - 1 for dimension in truth.pair]]
+        plane = truth.training.codes[:, [dimension - 1 for dimension in truth.pair]]
         outside = int((plane.abs() > assets.LIMIT).any(1).sum())
         expected["outside"] = f"{outside} of 500 codes lie outside the frame"
         for axis, dimension in enumerate(truth.pair):
             expected |= {
-                f"rate_{axis}": f"{cell.rates[dimension - 1]} nats",
-                f"marginal_kl_{axis}": f"{cell.marginal_kls[dimension - 1]} nats",
+                f"rate_{axis}": f"{truth.training.rates[dimension - 1]} nats",
+                f"marginal_kl_{axis}": f"{truth.training.marginal_kls[dimension - 1]} nats",
             }
         assert shown == expected
         words = f"dimensions {truth.pair[0]} and {truth.pair[1]} of {truth.d}, seed {truth.seed}"
@@ -891,7 +587,7 @@ def test_the_codes_lie_where_they_are_in_the_chosen_plane(dimensions_desk):
     desk, agree = dimensions_desk
     desk.explorer.get_by_label("dimension across").press("ArrowRight")
     agree(pair=(2, 1))
-    codes = explorers.dimensions().cell.codes.float()[:, [1, 0]]
+    codes = explorers.dimensions().training.codes.float()[:, [1, 0]]
     alone = torch.cdist(codes, codes).fill_diagonal_(9).amin(1) > 0.2
     inside = codes.abs().amax(1) < 3.9
     chosen = (alone & inside).nonzero()[:, 0]
@@ -960,4 +656,4 @@ def test_dimensions_in_a_notebook_start_from_what_came_with_the_widget(visit):
     tab.evaluate(IN_A_NOTEBOOK, [traits, codes, truth.carried[codes] + assets.SUFFIX])
     shown = tab.locator(".explorer-live").last.locator("[data-value=rate_0]")
     tab.wait_for_timeout(300)
-    assert shown.inner_text() == f"{truth.cell.rates[1]} nats"
+    assert shown.inner_text() == f"{truth.training.rates[1]} nats"

