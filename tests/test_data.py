@@ -7,17 +7,18 @@ from agreement import assert_agrees
 
 from priormatch import data
 from priormatch.data import (
+    PARTS,
     DamagedDataError,
     DataNotFoundError,
     FallbackWarning,
     Source,
     binarize,
+    binarize_once,
+    binarized,
     load_mnist,
     prepare,
     source,
 )
-
-PARTS = ("train", "validation", "test")
 
 
 @pytest.fixture
@@ -152,3 +153,26 @@ def test_binarize_follows_its_generator():
     )
     assert torch.equal(first, second)
     assert not torch.equal(first, third)
+
+
+def test_binarised_once_is_the_same_for_everybody():
+    grey = torch.rand((50, 784), generator=torch.Generator().manual_seed(3))
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    pixels = binarize_once(grey)
+    assert torch.equal(pixels, binarize(grey, torch.Generator().manual_seed(0)))
+    torch.manual_seed(2)
+    assert torch.equal(pixels, binarize_once(grey))
+    torch.manual_seed(1)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_binarised_digits_have_the_labels_and_the_pixels_of_their_images(fallback, part):
+    binarized.cache_clear()
+    grey, digits = load_mnist(part), binarized(part)
+    again = binarized(part)
+    binarized.cache_clear()
+    assert torch.equal(digits.labels, grey.labels)
+    assert torch.equal(digits.images, binarize_once(grey.images))
+    assert again is digits, "binarised once"

@@ -60,7 +60,7 @@ def test_a_wheel_has_every_stored_result_and_all_that_explorers_load(wheel):
 def test_an_installed_package_finds_its_results(wheel, tmp_path):
     with ZipFile(wheel) as packed:
         packed.extractall(tmp_path / "installed")
-    ask = "from priormatch import stored; print(stored.RESULTS)"
+    ask = "from priormatch.experiments import store; print(store.RESULTS)"
     answer = subprocess.run(
         [sys.executable, "-c", ask],
         cwd=tmp_path,
@@ -75,6 +75,6 @@ def test_an_installed_package_finds_its_results(wheel, tmp_path):
 
 
 def test_a_checkout_reads_its_own_results():
-    from priormatch import stored
+    from priormatch.experiments import store
 
-    assert stored.RESULTS == ROOT / "results"
+    assert store.RESULTS == ROOT / "results"

@@ -1,58 +1,18 @@
-import json
-
 import pytest
 import scipy
 import torch
 from agreement import assert_agrees
 from scipy.stats import binom
-from test_training import pictures
+from small_world import pictures
 from torch import nn
 
-from priormatch import data, sample_quality
-from priormatch.data import Digits, Source
-from priormatch.experiments import digit_classifier
-from priormatch.experiments.pretrained import STORE
-from priormatch.experiments.store import FallbackModelError
-
-
-def bars(examples=400, seed=0):
-    """Return grey images whose digit is the place of a bar, which any classifier learns."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(10, (examples,), generator=generator)
-    columns = torch.arange(784) % 28
-    images = 0.1 + 0.8 * (columns // 2 - 4 == labels[:, None]).float()
-    return Digits(images, labels)
-
-
-def same_weights(one, other):
-    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
-    return all(torch.equal(first, second) for first, second in pairs)
-
-
-def test_a_classifier_learns_to_read_grey_and_binary_pictures():
-    classifier = digit_classifier.fit(bars(), epochs=20)
-    assert not classifier.training
-    unseen = bars(seed=1)
-    binary = Digits(torch.bernoulli(unseen.images, generator=torch.Generator()), unseen.labels)
-    for digits in (unseen, binary):
-        assert sample_quality.is_correct(classifier, digits).mean() > 0.95
-
-
-def test_the_seed_decides_a_training_and_nothing_else_does():
-    digits = bars(100)
-    images = digits.images.clone()
-    torch.manual_seed(1)
-    first = digit_classifier.fit(digits, epochs=1)
-    torch.manual_seed(2)
-    before = torch.get_rng_state()
-    assert same_weights(first, digit_classifier.fit(digits, epochs=1))
-    assert torch.equal(before, torch.get_rng_state())
-    assert torch.equal(images, digits.images), "the images of the caller stay grey"
-    assert not same_weights(first, digit_classifier.fit(digits, seed=1, epochs=1))
+from priormatch import sample_quality
+from priormatch.data import Digits
+from priormatch.experiments.digit_classifier import DigitClassifier
 
 
 def test_probabilities_add_up_and_chunks_change_nothing():
-    classifier = digit_classifier.fit(bars(100), epochs=1)
+    classifier = DigitClassifier().eval()
     images = pictures(25)
     whole = sample_quality.predict_proba(classifier, images)
     assert whole.shape == (25, 10)
@@ -69,43 +29,6 @@ def test_right_answers_are_counted_against_the_labels():
     assert sample_quality.is_correct(Constant(), digits).tolist() == [1, 0, 1, 1]
 
 
-def test_a_classifier_is_stored_and_comes_back(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(quality, "load_mnist", lambda part: bars(100))
-    monkeypatch.setattr(zoo, "source", lambda: Source.FULL)
-    stored = digit_classifier.load(tmp_path)
-    assert "training" in capsys.readouterr().out
-    again = digit_classifier.load(tmp_path)
-    assert "training" not in capsys.readouterr().out
-    assert same_weights(stored, again)
-    assert not again.training
-    record = json.loads((tmp_path / f"{digit_classifier.NAME}.json").read_text())
-    assert set(record["test_accuracy"]) == {"grayscale", "binarised"}
-    assert (tmp_path / f"{digit_classifier.NAME}.safetensors").stat().st_size < 1e6
-
-
-def test_the_fallback_digits_never_make_a_stored_classifier(tmp_path, monkeypatch):
-    monkeypatch.setattr(zoo, "source", lambda: Source.FALLBACK)
-    with pytest.raises(FallbackModelError, match="PRIORMATCH_DATA"):
-        digit_classifier.train(tmp_path)
-
-
-def test_the_books_classifier_reads_as_its_record_says():
-    record = json.loads((STORE / f"{digit_classifier.NAME}.json").read_text())
-    assert record["command"] == "python -m priormatch.quality"
-    assert set(record["versions"]) == {"python", "priormatch", "torch", "torchvision"}
-    grey, binary = (record["test_accuracy"][pixels] for pixels in ("grayscale", "binarised"))
-    assert min(grey["value"], binary["value"]) > 0.985
-    test = data.load_mnist("test")
-    accuracy = sample_quality.is_correct(digit_classifier.load(), test).mean().item()
-    if data.source() is Source.FULL:
-        assert accuracy == pytest.approx(grey["value"], abs=5e-4)
-    else:
-        assert accuracy > 0.98
-
-
-# Features, and what is measured in them
-
-
 def normal(draws, mean, factor, seed=0):
     noise = torch.randn((draws, len(mean)), generator=torch.Generator().manual_seed(seed))
     return mean + noise.double() @ factor.T
@@ -116,7 +39,7 @@ FACTOR = torch.tensor([[1.0, 0.0, 0.0], [0.7, 0.5, 0.0], [-0.3, 0.2, 2.0]], dtyp
 
 
 def test_features_are_what_the_last_layer_reads():
-    classifier = digit_classifier.fit(bars(100), epochs=1)
+    classifier = DigitClassifier().eval()
     images = pictures(25)
     features = sample_quality.features(classifier, images, chunk=7)
     assert features.shape == (25, 64)
