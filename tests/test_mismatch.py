@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from agreement import assert_agrees, assert_at_least, assert_at_most
-from scipy.stats import binom, chi2, norm
+from agreement import assert_agrees, assert_at_least, assert_at_most, assert_honest, coverage
+from scipy.stats import chi2, norm
 from torch.distributions import (
     Categorical,
     Independent,
@@ -17,7 +17,7 @@ from torch.distributions.kl import kl_divergence
 
 from priormatch.distributions import AggregatedPosterior
 from priormatch.divergences import kl_between_gaussians, kl_from_uniform
-from priormatch.estimate import Estimate, average
+from priormatch.estimate import Estimate, TooFewCodesError, average
 from priormatch.mismatch import (
     active_units,
     dimension_wise_kl,
@@ -25,7 +25,9 @@ from priormatch.mismatch import (
     hole_share,
     in_sample_kl,
     mean_rate,
+    mean_square_per_dimension,
     moment_bound,
+    nearest_patch,
     rate_per_dimension,
     reverse_kl,
     thin_share,
@@ -52,18 +54,6 @@ def encoded(examples, examples_wanted):
         torch.manual_seed(0)
         means = examples.sample((examples_wanted,))
     return AggregatedPosterior(means, torch.full_like(means, SCALE))
-
-
-def coverage(estimates, truth):
-    """Return how many of the intervals of ± 1.96 standard errors hold the truth."""
-    return sum(abs(one.value - truth) <= 1.96 * one.standard_error for one in estimates)
-
-
-def assert_honest(covered, repetitions=300):
-    """A right standard error covers 95 %; demand what 95 % gives but for once in a million."""
-    assert binom.cdf(covered, repetitions, 0.95) > 1e-6
-    assert binom.sf(covered - 1, repetitions, 0.95) > 1e-6
-    assert 0.90 <= covered / repetitions <= 0.98
 
 
 def gaussian(kind, latent):
@@ -555,174 +545,63 @@ def test_standard_errors_over_the_prior_are_honest():
     assert all(share.standard_error < 3 / 1_000 for share in rare if share.value == 0)
 
 
-class AtTheOrigin:
-    """A classifier of one dimension that is known: it takes what is above zero for a code."""
-
-    def fit(self, points, labels):
-        return self
-
-    def predict_proba(self, points):
-        score = 1 / (1 + np.exp(-points[:, 0].astype(float)))
-        return np.stack([1 - score, score], 1)
-
-
-@pytest.fixture
-def known_classifier(monkeypatch):
-    monkeypatch.setattr("priormatch.two_sample._classifier", lambda seed: AtTheOrigin())
-
-
-@pytest.mark.usefixtures("known_classifier")
-def test_standard_errors_of_a_known_classifier_are_honest():
-    generator = torch.Generator().manual_seed(0)
-    tests = [
-        classifier_test(
-            1 + torch.randn(600, 1, generator=generator), torch.randn(600, 1, generator=generator)
-        )
-        for _ in range(300)
-    ]
-    variation = norm.cdf(1) - norm.cdf(0)
-    assert_honest(coverage([test.accuracy.estimate for test in tests], (1 + variation) / 2))
-    assert_honest(coverage([test.auc.estimate for test in tests], norm.cdf(math.sqrt(0.5))))
-    assert_honest(coverage([test.total_variation for test in tests], variation))
-    assert_honest(coverage([test.kl for test in tests], 2 * variation**2))
-    # The mean of many is unbiased, by less than the square of an error.
-    kls = torch.tensor([test.kl.value for test in tests])
-    assert_agrees(kls.mean().item(), kls.std().item() / math.sqrt(300), 2 * variation**2)
-    assert {test.bound for test in (tests[0].total_variation, tests[0].kl)} == {"lower"}
-
-
-def inside(statistics):
-    return sum(one.low <= one.estimate.value <= one.high for one in statistics)
-
-
-@pytest.mark.usefixtures("known_classifier")
-def test_null_bands_of_a_known_classifier_hold_what_they_say():
-    generator = torch.Generator().manual_seed(0)
-    tests = [
-        classifier_test(
-            torch.randn(600, 1, generator=generator), torch.randn(600, 1, generator=generator)
-        )
-        for _ in range(300)
-    ]
-    assert_honest(inside([test.accuracy for test in tests]))
-    assert_honest(inside([test.auc for test in tests]))
-    kls = torch.tensor([test.kl.value for test in tests])
-    assert_agrees(kls.mean().item(), kls.std().item() / math.sqrt(300), 0)
-
-
-@pytest.mark.usefixtures("known_classifier")
-def test_equal_scores_count_half():
-    codes = torch.tensor([[0.0], [1.0]]).repeat(100, 1)
-    test = classifier_test(codes, torch.zeros(200, 1))
-    ones = 2 * test.accuracy.estimate.value - 1
-    assert test.auc.estimate.value == pytest.approx(ones + 0.5 * (1 - ones), rel=1e-6)
-
-
-def test_the_classifier_finds_nothing_in_a_match():
-    generator = torch.Generator().manual_seed(0)
-    tests = [
-        classifier_test(
-            torch.randn(200, 2, generator=generator), torch.randn(200, 2, generator=generator), seed
-        )
-        for seed in range(200)
-    ]
-    for statistics in ([test.accuracy for test in tests], [test.auc for test in tests]):
-        assert_honest(inside(statistics), repetitions=200)
-        assert_honest(coverage([one.estimate for one in statistics], 0.5), repetitions=200)
-
-
-@pytest.mark.parametrize(("latent", "found"), [(2, 0.9), (10, 0.9), (20, 0.8), (50, 0.7)])
-def test_the_classifier_finds_most_of_the_total_variation_of_a_shift(latent, found):
-    distance = 1.3
-    generator = torch.Generator().manual_seed(0)
-    codes = distance / math.sqrt(latent) + torch.randn(6_000, latent, generator=generator)
-    test = classifier_test(codes, torch.randn(6_000, latent, generator=generator))
-    truth = 2 * norm.cdf(distance / 2) - 1
-    assert_at_most(test.total_variation.value, test.total_variation.standard_error, truth)
-    assert test.total_variation.value > found * truth
-    assert_at_most(
-        test.auc.estimate.value, test.auc.estimate.standard_error, norm.cdf(distance / math.sqrt(2))
-    )
-    assert 0.7 * distance**2 / 2 > test.kl.value > 0.98 * 2 * (found * truth) ** 2
-
-
-def test_the_classifier_sees_the_rotated_mixture_that_margins_do_not_show():
-    mixture, _ = bimodal(offset=0.9, latent=10)
-    generator = torch.Generator().manual_seed(0)
-    codes = mixture.sample((6_000,), generator=generator)
-    test = classifier_test(codes, torch.randn(6_000, 10, generator=generator))
-    log_ratio = mixture.log_prob(codes) - standard_normal(10).log_prob(codes)
-    truth = average((1 - torch.exp(-log_ratio)).clamp(min=0))
-    assert_at_most(test.total_variation.value, test.total_variation.standard_error, truth.value)
-    assert test.total_variation.value > 0.6 * truth.value
-
-
-def test_the_order_of_the_examples_does_not_matter_to_the_classifier():
-    # Sorted codes: a half that was not drawn at random would be another law than the other half.
-    codes = torch.randn(2_000, 1, generator=torch.Generator().manual_seed(0)).sort(0).values
-    test = classifier_test(codes, torch.randn(2_000, 1, generator=torch.Generator().manual_seed(1)))
-    assert abs(test.accuracy.estimate.value - 0.5) < 0.06
-
-
-@pytest.mark.usefixtures("without_shape_checks")
-def test_a_classifier_wants_as_many_prior_draws_as_codes():
-    with pytest.raises(ValueError, match="as many prior draws"):
-        classifier_test(torch.zeros(4, 2), torch.zeros(5, 2))
-
-
 def test_codes_that_are_all_one_number_need_no_spline():
     aggregated = AggregatedPosterior(torch.ones(3, 1), torch.ones(3, 1))
     total = dimension_wise_kl(aggregated, torch.full((100, 1), 5.0)).total
     assert total.value == pytest.approx((5**2 - 4**2) / 2, rel=1e-6)
 
 
-def test_sliced_wasserstein_of_shifted_quantiles_is_the_shift():
-    quantiles = norm.ppf((np.arange(1_000) + 0.5) / 1_000)
-    codes = torch.tensor(0.3 + quantiles, dtype=torch.float32)[:, None]
-    statistic = sliced_wasserstein(codes, torch.Generator().manual_seed(0), 2)
-    assert statistic.estimate.value == pytest.approx(0.3, abs=1e-6)
-    assert statistic.estimate.bound == "upper"
-
-
-@pytest.mark.parametrize(("latent", "directions"), [(1, 1), (3, 5)])
-def test_sliced_wasserstein_has_an_honest_error_and_is_not_below_the_truth(latent, directions):
-    # Scaled by s, every projection is |s - 1| E|z| from N(0, 1).
-    truth = 0.5 * math.sqrt(2 / math.pi)
+def test_moment_bound_holds_in_expectation_with_few_codes_in_many_dimensions():
     generator = torch.Generator().manual_seed(0)
-    distances = [
-        sliced_wasserstein(
-            1.5 * torch.randn(400, latent, generator=generator), generator, directions
-        ).estimate
-        for _ in range(200)
-    ]
-    values = torch.tensor([distance.value for distance in distances])
-    assert_at_least(values.mean().item(), values.std().item() / math.sqrt(200), truth)
-    assert values.mean().item() < 1.03 * truth
-    assert_honest(coverage(distances, values.mean().item()), repetitions=200)
+    for draws, latent in ((100, 50), (400, 200), (10_000, 1_024)):
+        repetitions = 40 if latent < 1_000 else 2
+        values = [
+            moment_bound(torch.randn(draws, latent, generator=generator))
+            for _ in range(repetitions)
+        ]
+        mean = average(torch.tensor([one.value for one in values]))
+        error = max(mean.standard_error, values[0].standard_error / math.sqrt(repetitions))
+        # The plug-in estimate would be 12, 49 and 0.9 nats above the truth of zero.
+        assert_agrees(mean.value, error + 1e-6, 0.0)
 
 
-def test_sliced_wasserstein_of_a_match_lies_in_its_null_band():
+def test_moment_bound_of_too_few_codes_is_refused_with_the_number_needed():
+    with pytest.raises(TooFewCodesError, match=r"needs 100 codes or more, and there are 99"):
+        moment_bound(torch.randn(99, 50))
+
+
+def test_nearest_patch_of_one_posterior_is_chi_square():
+    single = AggregatedPosterior(torch.full((1, 3), 2.0), torch.full((1, 3), 0.5))
+    codes = single.sample((20_000,), generator=torch.Generator().manual_seed(0))
+    found = nearest_patch(single, codes)
+    assert_agrees(found.share.value, found.share.standard_error, 0.99)
+    median = math.sqrt(chi2.ppf(0.5, 3))
+    assert_agrees(found.distance.value, found.distance.standard_error, median)
+    assert nearest_patch(single, codes + 10).share.value == 0
+    assert nearest_patch(single, codes + 10).share.standard_error > 0
+
+
+def test_the_error_of_the_median_distance_is_honest():
+    single = AggregatedPosterior(torch.zeros(1, 1), torch.ones(1, 1))
     generator = torch.Generator().manual_seed(0)
-    # More codes than the band's own draws have.
-    statistics = [
-        sliced_wasserstein(torch.randn(2_000, 3, generator=generator), generator, 5)
-        for _ in range(200)
-    ]
-    assert_honest(inside(statistics), repetitions=200)
+    draws = [torch.randn(500, 1, generator=generator) for _ in range(300)]
+    distances = [nearest_patch(single, some).distance for some in draws]
+    assert_honest(coverage(distances, norm.ppf(0.75)))
 
 
-def test_the_radius_of_a_match_lies_in_its_null_bands():
-    generator = torch.Generator().manual_seed(0)
-    radii = [radius(torch.randn(500, 4, generator=generator)) for _ in range(300)]
-    assert_honest(inside([one.mean_square for one in radii]))
-    assert_honest(inside([one.distance for one in radii]))
+def test_patches_that_cover_the_plane_do_not_cover_ten_dimensions():
+    shares = {}
+    for latent in (2, 10):
+        train = encoded(population(latent)[0], 5_000)
+        draws = torch.randn(1_000, latent, generator=torch.Generator().manual_seed(1))
+        shares[latent] = nearest_patch(train, draws).share.value
+    assert shares[2] > 0.95
+    assert shares[10] < 0.5
 
 
-def test_the_errors_of_the_radius_are_honest():
-    generator = torch.Generator().manual_seed(0)
-    radii = [radius(0.7 * torch.randn(1_000, 4, generator=generator)) for _ in range(300)]
-    assert_honest(coverage([one.mean_square.estimate for one in radii], 4 * 0.49))
-    axis = np.linspace(0, 40, 100_001)
-    truth = np.abs(chi2(4).cdf(axis / 0.49) - chi2(4).cdf(axis)).max()
-    assert_honest(coverage([one.distance.estimate for one in radii], truth))
-    assert radii[0].distance.estimate.bound == "upper"
+def test_mean_squares_are_those_of_many_draws():
+    mixture = bimodal(0.9, 2)[0]
+    codes = mixture.sample((200_000,), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        mean_square_per_dimension(mixture), codes.square().mean(0), atol=0.01, rtol=0
+    )

@@ -1,1 +1,29 @@
-"""How well does Q(z|X) match N(0, I)? Measures of the mismatch of a VAE's codes and its prior."""
+"""How well does the aggregated posterior of a variational autoencoder match N(0, I)?"""
+
+from priormatch.audit import Summary, summary
+from priormatch.densities import fit_best
+from priormatch.distributions import AggregatedPosterior, StretchedBeta, VampPrior
+from priormatch.estimate import Estimate
+from priormatch.evidence import importance_bounds
+from priormatch.mismatch import held_out_kl, in_sample_kl, moment_bound, nearest_patch
+from priormatch.models import VAE, draw, standard_normal
+from priormatch.two_sample import classifier_test
+
+__all__ = [
+    "VAE",
+    "AggregatedPosterior",
+    "Estimate",
+    "StretchedBeta",
+    "Summary",
+    "VampPrior",
+    "classifier_test",
+    "draw",
+    "fit_best",
+    "held_out_kl",
+    "importance_bounds",
+    "in_sample_kl",
+    "moment_bound",
+    "nearest_patch",
+    "standard_normal",
+    "summary",
+]

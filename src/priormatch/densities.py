@@ -6,13 +6,15 @@ of which `fit_best` chooses on validation codes.
 """
 
 import copy
+import functools
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import zuko
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -26,7 +28,10 @@ from torch.distributions import (
     TransformedDistribution,
 )
 
-from priormatch.models import globally_seeded
+from priormatch.distributions import AggregatedPosterior, PaddedDensity
+from priormatch.estimate import TooFewCodesError
+from priormatch.mismatch import active_dimensions
+from priormatch.models import globally_seeded, standard_normal
 
 # Importing zuko switches the checks of every distribution off; this is torch's default again.
 Distribution.set_default_validate_args(__debug__)
@@ -37,9 +42,12 @@ _FEW, _STEPS_ON_FEW, _STEPS_ON_ALL = 10_000, 20, 10
 
 _BATCH, _LEARNING_RATE, _CHECKS = 500, 5e-3, 15
 
+# Draws of an aggregated posterior that tell a flow its location and scale.
+_CODES = 10_000
 
-class TooFewCodesError(ValueError):
-    """There are too few codes to fit the density: draw more, or fit a smaller one."""
+
+class NoDensityError(ValueError):
+    """None of the candidates could be fitted to the codes; the message has the reasons."""
 
 
 class DegenerateCodesError(ValueError):
@@ -54,11 +62,13 @@ class Fitted(NamedTuple):
         density: The density, with event shape ``(latent,)``.
         validation_log_density: Mean log density of the validation codes under each candidate, in
             nats. The largest is a little flattered by the choice, so bounds want other codes.
+        failed: Candidates that could not be fitted, with the reason.
     """
 
     name: str
     density: Distribution
     validation_log_density: dict[str, float]
+    failed: dict[str, str]
 
 
 def fit_gaussian(codes: Float[Tensor, "draws latent"]) -> MultivariateNormal:
@@ -135,8 +145,36 @@ def fit_mixture(
     )
 
 
+def fit_mixture_by_class(
+    codes: Float[Tensor, "draws latent"], labels: Int[Tensor, " draws"]
+) -> MixtureSameFamily:
+    """Return the mixture of one Gaussian a class, each with the moments of its own codes.
+
+    Args:
+        codes: Draws of the training posteriors, of shape ``(draws, latent)``.
+        labels: Their classes.
+
+    Raises:
+        TooFewCodesError: A class has no more codes than latent dimensions.
+        DegenerateCodesError: The codes of a class lie in fewer dimensions, or are not finite.
+
+    Introduced in "The latent picture".
+
+    >>> pair = torch.tensor([[0.0], [2.0], [8.0], [10.0]])
+    >>> fit_mixture_by_class(pair, torch.tensor([0, 0, 1, 1])).mean
+    tensor([5.])
+    """
+    classes, counts = labels.unique(return_counts=True)
+    gaussians = [fit_gaussian(codes[labels == one]) for one in classes]
+    means = torch.stack([gaussian.loc for gaussian in gaussians])
+    factors = torch.stack([gaussian.scale_tril for gaussian in gaussians])
+    return MixtureSameFamily(
+        Categorical((counts / len(labels)).to(codes)), MultivariateNormal(means, scale_tril=factors)
+    )
+
+
 def fit_flow(
-    codes: Float[Tensor, "draws latent"],
+    codes: Float[Tensor, "draws latent"] | AggregatedPosterior,
     validation_codes: Float[Tensor, "others latent"],
     seed: int = 0,
     steps: int | None = None,
@@ -152,8 +190,8 @@ def fit_flow(
 
     Args:
         codes: Draws of the training posteriors, of shape ``(draws, latent)``, in single precision.
-            The time does not grow with their number, so several draws of each posterior are
-            welcome: the flow overfits less.
+            Or the aggregated posterior itself: then every batch is drawn anew, and the flow
+            overfits less.
         validation_codes: Codes that tell which of 15 states of the training to keep.
         seed: Decides the initial weights and the order of the codes.
         steps: Gradient steps; 300 for splines and 600 beyond if it is None.
@@ -166,9 +204,13 @@ def fit_flow(
 
     Introduced in "The estimators on trial".
     """
-    latent = codes.shape[1]
-    location, scale = _check(codes, latent + 1)
-    standard, unseen = (codes - location) / scale, (validation_codes - location) / scale
+    latent = validation_codes.shape[1]
+    fresh = codes if isinstance(codes, AggregatedPosterior) else None
+    # Where draws are fresh a fixed set of them tells location and scale.
+    generator = torch.Generator().manual_seed(seed)
+    known = codes if isinstance(codes, Tensor) else codes.sample((_CODES,), generator=generator)
+    location, scale = _check(known, latent + 1)
+    unseen = (validation_codes - location) / scale
     steps = steps or (300 if latent <= 5 else 600)
     # zuko draws initial weights from torch's global generator.
     with globally_seeded(seed):
@@ -181,8 +223,10 @@ def fit_flow(
         )
         best, kept = -torch.inf, flow
         for step in range(1, steps + 1):
-            batch = standard[torch.randint(len(standard), (_BATCH,))]
-            loss = -flow().log_prob(batch).mean()
+            drawn = (
+                fresh.sample((_BATCH,)) if fresh else known[torch.randint(len(known), (_BATCH,))]
+            )
+            loss = -flow().log_prob((drawn - location) / scale).mean()
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(flow.parameters(), 5.0)
@@ -231,19 +275,30 @@ def candidates(
 
     Introduced in "The estimators on trial".
     """
-    mixtures = {
-        f"mixture of {size}": fit_mixture(codes, size, seed)
-        for size in mixture_sizes(codes.shape[1])
-    }
+    return {name: fit() for name, fit in _fits(codes, validation_codes, seed).items()}
+
+
+def _fits(
+    codes: Tensor,
+    validation_codes: Tensor,
+    seed: int,
+    aggregated: AggregatedPosterior | None = None,
+) -> dict[str, Callable[[], Distribution]]:
+    """Return the fits of the candidates by name, to be called one after the other."""
     return {
-        "Gaussian": fit_gaussian(codes),
-        **mixtures,
-        "flow": fit_flow(codes, validation_codes, seed),
+        "Gaussian": lambda: fit_gaussian(codes),
+        **{
+            f"mixture of {size}": functools.partial(fit_mixture, codes, size, seed)
+            for size in mixture_sizes(codes.shape[1])
+        },
+        "flow": lambda: fit_flow(aggregated or codes, validation_codes, seed),
     }
 
 
 def choose(
-    densities: dict[str, Distribution], validation_codes: Float[Tensor, "others latent"]
+    densities: dict[str, Distribution],
+    validation_codes: Float[Tensor, "others latent"],
+    failed: dict[str, str] | None = None,
 ) -> Fitted:
     r"""Choose the density under which the validation codes are likeliest on average.
 
@@ -252,21 +307,29 @@ def choose(
     Args:
         densities: Candidates by name, made without the codes of the bound.
         validation_codes: Codes that choose, of shape ``(others, latent)``.
+        failed: Reasons why others could not be fitted, by name.
+
+    Raises:
+        NoDensityError: There is no candidate.
 
     Introduced in "The estimators on trial".
     """
+    if not densities:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in (failed or {}).items())
+        raise NoDensityError(f"no density could be fitted to the codes. {reasons}")
     log_density = {
         name: density.log_prob(validation_codes).double().mean().item()
         for name, density in densities.items()
     }
     name = max(log_density, key=lambda one: log_density[one])
-    return Fitted(name, densities[name], log_density)
+    return Fitted(name, densities[name], log_density, failed or {})
 
 
 def fit_best(
     codes: Float[Tensor, "draws latent"],
     validation_codes: Float[Tensor, "others latent"],
     seed: int = 0,
+    aggregated: AggregatedPosterior | None = None,
 ) -> Fitted:
     """Fit the `candidates` and `choose` the one that the validation codes prefer.
 
@@ -274,14 +337,31 @@ def fit_best(
         codes: Draws of the training posteriors, of shape ``(draws, latent)``.
         validation_codes: Draws of the posteriors of other examples. The bound needs a third set.
         seed: Decides the fits.
+        aggregated: Aggregated posterior of the training examples, if it is known. Then densities
+            are fitted to the active dimensions alone, with N(0, 1) in the silent ones.
 
     Raises:
-        TooFewCodesError: There are fewer codes than the largest mixture has components.
-        DegenerateCodesError: The codes lie in fewer dimensions, or are not finite.
+        NoDensityError: No candidate could be fitted.
 
     Introduced in "The estimators on trial".
     """
-    return choose(candidates(codes, validation_codes, seed), validation_codes)
+    latent = codes.shape[1]
+    active = active_dimensions(aggregated) if aggregated else [*range(latent)]
+    if not active:
+        return choose({"N(0, I)": standard_normal(latent)}, validation_codes)
+    known = aggregated.marginal(*active) if aggregated else None
+    densities: dict[str, Distribution] = {}
+    failed: dict[str, str] = {}
+    fits = _fits(codes[:, active], validation_codes[:, active], seed, known)
+    for name, fit in fits.items():
+        try:
+            density = fit()
+        except ValueError as error:  # the others still compete
+            failed[name] = str(error)
+        else:
+            whole = len(active) == latent
+            densities[name] = density if whole else PaddedDensity(density, active, latent)
+    return choose(densities, validation_codes, failed)
 
 
 def _untrained_flow(latent: int) -> zuko.flows.Flow:

@@ -10,6 +10,10 @@ from torch import Tensor
 Bound = Literal["none", "lower", "upper"]
 
 
+class TooFewCodesError(ValueError):
+    """There are too few codes for a measure or a density; the message says how many it needs."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A measured number.

@@ -19,7 +19,7 @@ from torch.distributions import (
 
 from priormatch.data import binarize
 from priormatch.densities import fit_flow, fit_gaussian, fit_mixture, mixture_sizes
-from priormatch.distributions import AggregatedPosterior
+from priormatch.distributions import AggregatedPosterior, PaddedDensity
 from priormatch.models import VAE, globally_seeded
 
 
@@ -96,7 +96,7 @@ def inverse_rosenblatt(
     draws follow the density, and N(0, I) itself gives back the noise.
 
     Args:
-        density: N(0, I), a Gaussian, a mixture of Gaussians or a flow.
+        density: N(0, I), a Gaussian, a mixture of Gaussians, a flow, or one of them padded.
         noise: Draws of N(0, I).
 
     Raises:
@@ -120,6 +120,11 @@ def inverse_rosenblatt(
         return density.loc + noise @ density.scale_tril.mT
     if isinstance(density, Independent):
         return density.mean + density.stddev * noise
+    if isinstance(density, PaddedDensity):
+        codes = noise.clone()
+        active = density.dimensions
+        codes[:, active] = inverse_rosenblatt(density.density, noise[:, active])
+        return codes
     if isinstance(density, MixtureSameFamily):
         return _mixture_inverse_rosenblatt(density, noise)
     raise TypeError(f"no map of quantiles is known for {density}")

@@ -147,6 +147,31 @@ class AggregatedPosterior(Distribution):
         log_density = torch.cat(blocks)
         return log_density.reshape(value.shape[:-1]).to(self.means.dtype)
 
+    def distance_to_nearest(self, value: Float[Tensor, "draws latent"]) -> Float[Tensor, " draws"]:
+        r"""Return the distance of each code to the nearest posterior, in that one's own scales.
+
+        .. math:: \min_n \sqrt{\sum_j (z_j - \mu_{nj})^2 / \sigma_{nj}^2}
+
+        Args:
+            value: Codes, of shape ``(draws, latent)``.
+
+        Returns:
+            Mahalanobis distances, of shape ``(draws,)``.
+
+        >>> pair = AggregatedPosterior(torch.tensor([[0.0], [9.0]]), torch.tensor([[1.0], [2.0]]))
+        >>> pair.distance_to_nearest(torch.tensor([[2.0], [6.0]]))
+        tensor([2.0000, 1.5000])
+        """
+        means, precision = self.means.double(), self.scales.double().square().reciprocal()
+        constant = (means.square() * precision).sum(1)
+        weights = torch.cat([precision, -2 * means * precision, constant[:, None]], 1).T
+        nearest = []
+        for some in value.double().split(_DRAWS):
+            features = _features(some)
+            squares = [(features @ block).amin(1) for block in weights.split(_COMPONENTS, dim=1)]
+            nearest.append(torch.stack(squares).amin(0).clamp(min=0).sqrt())
+        return torch.cat(nearest).to(self.means.dtype)
+
     @cached_property
     def _weights(self) -> Float[Tensor, "features examples"]:
         # (z - mu)^2 / sigma^2 = z^2 / sigma^2 - 2 z mu / sigma^2 + mu^2 / sigma^2, so that the
@@ -157,8 +182,7 @@ class AggregatedPosterior(Distribution):
         return torch.cat([-0.5 * precision, means * precision, constant[:, None]], 1).T
 
     def _log_prob_of_block(self, codes: Float[Tensor, "draws latent"]) -> Float[Tensor, " draws"]:
-        codes = codes.double()
-        features = torch.cat([codes.square(), codes, torch.ones_like(codes[:, :1])], 1)
+        features = _features(codes.double())
         total = torch.full((len(codes),), -math.inf, dtype=torch.float64)
         for weights in self._weights.split(_COMPONENTS, dim=1):
             exponents = features @ weights
@@ -169,3 +193,7 @@ class AggregatedPosterior(Distribution):
             total = torch.logaddexp(total, top.squeeze(1) + terms.double().log())
         normaliser = math.log(self.components) + 0.5 * codes.shape[1] * math.log(2 * math.pi)
         return total - normaliser
+
+
+def _features(codes: Float[Tensor, "draws latent"]) -> Float[Tensor, "draws features"]:
+    return torch.cat([codes.square(), codes, torch.ones_like(codes[:, :1])], 1)

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
+from priormatch.audit import Measure
 from priormatch.data import PARTS, Part, binarized
 from priormatch.densities import fit_best
-from priormatch.estimate import Estimate, average
+from priormatch.estimate import average
 from priormatch.experiments import store, study
 from priormatch.experiments.table import Row, Table, columns
 from priormatch.inference_gap import gaps
@@ -28,7 +29,7 @@ EXAMINED: tuple[Part, ...] = ("train", "test")
 _IMAGES = 200
 
 
-def measure(vae: VAE, seed: int = 0) -> dict[str, Estimate | int | str]:
+def measure(vae: VAE, seed: int = 0) -> dict[str, Measure]:
     """Measure a model with two latent dimensions: its gaps, and its mismatch from N(0, I).
 
     All of it holds for posteriors with full covariances too, unlike `study.measure`.
@@ -41,7 +42,7 @@ def measure(vae: VAE, seed: int = 0) -> dict[str, Estimate | int | str]:
         Measures by name, in nats; those of training and of test images have the part in front.
     """
     generator = torch.Generator().manual_seed(seed)
-    measures: dict[str, Estimate | int | str] = {}
+    measures: dict[str, Measure] = {}
     codes = {}
     for part in PARTS:
         pixels = binarized(part).images

@@ -11,7 +11,7 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,6 +21,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from priormatch.audit import Measure
 from priormatch.data import prepare
 from priormatch.estimate import Estimate
 from priormatch.experiments import store
@@ -149,8 +150,11 @@ def is_of(rows: pd.DataFrame, recipe: Recipe) -> pd.Series:
     return same
 
 
-def columns(measures: dict[str, Estimate | int | str]) -> Row:
-    """Return measures as cells of a row: value, ``<name>_error`` and, if any, ``<name>_floor``."""
+def columns(measures: Mapping[str, Measure]) -> Row:
+    """Return measures as cells of a row: value, ``<name>_error`` and, if any, ``<name>_floor``.
+
+    Numbers of single latent dimensions stand in one cell, with spaces between them.
+    """
     cells: Row = {}
     for name, measured in measures.items():
         if isinstance(measured, Estimate):
@@ -158,6 +162,12 @@ def columns(measures: dict[str, Estimate | int | str]) -> Row:
             cells[f"{name}_error"] = measured.standard_error
             if measured.floor is not None:
                 cells[f"{name}_floor"] = measured.floor
+        elif isinstance(measured, tuple):
+            numbers = [one.value if isinstance(one, Estimate) else one for one in measured]
+            cells[name] = " ".join(f"{number:.5g}" for number in numbers)
+            errors = [one.standard_error for one in measured if isinstance(one, Estimate)]
+            if errors:
+                cells[f"{name}_error"] = " ".join(f"{error:.5g}" for error in errors)
         else:
             cells[name] = measured
     return cells

@@ -1,0 +1,212 @@
+"""A report on anybody's codes: how far their aggregated posterior is from N(0, I)."""
+
+import math
+from html import escape
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from priormatch.densities import fit_best
+from priormatch.distributions import AggregatedPosterior, PaddedDensity
+from priormatch.estimate import Estimate, average
+from priormatch.mismatch import (
+    active_dimensions,
+    dimension_wise_kl,
+    held_out_kl,
+    hole_share,
+    in_sample_kl,
+    mean_square_per_dimension,
+    moment_bound,
+    nearest_patch,
+    rate_per_dimension,
+    reverse_kl,
+    thin_share,
+    total_correlation,
+)
+from priormatch.models import draw, standard_normal
+from priormatch.two_sample import classifier_test, radius, sliced_wasserstein, squared_mmd
+
+Measure = Estimate | tuple[Estimate, ...] | tuple[float, ...] | float | int | str
+
+_MEANINGS = {
+    "rate": "average KL of a training posterior from N(0, I), nats",
+    "log_examples": "ln N: the information of a code on its example cannot exceed it",
+    "active_units": "latent dimensions whose mean varies with the example",
+    "in_sample_kl": "mismatch by the mixture of training posteriors at its own draws, nats",
+    "held_out_kl": "mismatch by that mixture at held-out codes, nats",
+    "moment_bound": "mismatch of mean and covariance alone, nats",
+    "density": "the fitted density that the next lines use",
+    "density_bound": "mismatch by that density: the ELBO it would gain as prior, nats",
+    "dimension_wise_kl": "mismatch of each latent dimension alone, summed, nats",
+    "total_correlation": "mismatch that no dimension shows alone, nats",
+    "reverse_kl": "KL of N(0, I) from that density, nats",
+    "thin_share": "prior draws where codes are ten times thinner than N(0, I)",
+    "hole_share": "prior draws where codes are thinner than at 99 % of held-out codes",
+    "prior_patch_share": "prior draws inside the 99 % ellipsoid of some training posterior",
+    "codes_patch_share": "held-out codes inside one",
+    "prior_patch_distance": "median distance of a prior draw to the nearest, in its own scales",
+    "codes_patch_distance": "the same of held-out codes",
+    "classifier_accuracy": "accuracy of a classifier of codes and prior draws; 0.5 is a match",
+    "classifier_auc": "its area under the curve; 0.5 is a match",
+    "squared_mmd": "squared maximum mean discrepancy from N(0, I); 0 is a match",
+    "mean_square_radius": "mean of |z|²; a match has the number of latent dimensions",
+    "radius_distance": "Kolmogorov distance of |z|² from chi-square",
+    "sliced_wasserstein": "Wasserstein distance of projections from N(0, 1)",
+}
+
+
+class Summary(dict[str, Measure]):
+    """Measures by name, which print as a table."""
+
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """Return name, value with error, side of the bound, and meaning of each printed measure."""
+        rows = []
+        for name, meaning in _MEANINGS.items():
+            measure = self[name]
+            side = ""
+            if isinstance(measure, Estimate):
+                side = {"lower": "at least", "upper": "at most", "none": ""}[measure.bound]
+                if measure.floor is not None:
+                    side += f", never below {measure.floor:.2f}"
+            value = f"{measure:.2f}" if isinstance(measure, float) else str(measure)
+            rows.append((name, value, side, meaning))
+        return rows
+
+    def __str__(self) -> str:
+        widths = [max(map(len, column)) for column in zip(*self.rows(), strict=True)]
+        lines = (
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in self.rows()
+        )
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        body = "".join(
+            f'<tr><th scope="row"><code>{escape(name)}</code></th>'
+            + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+            + "</tr>"
+            for name, *cells in self.rows()
+        )
+        head = "".join(
+            f'<th scope="col">{cell}</th>' for cell in ("Measure", "Value", "Side", "Meaning")
+        )
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def summary(
+    train_means: Float[Tensor, "examples latent"],
+    train_scales: Float[Tensor, "examples latent"],
+    test_means: Float[Tensor, "held_out latent"],
+    test_scales: Float[Tensor, "held_out latent"],
+    *,
+    validation_means: Float[Tensor, "others latent"] | None = None,
+    validation_scales: Float[Tensor, "others latent"] | None = None,
+    draws: int = 10_000,
+    seed: int = 0,
+) -> Summary:
+    """Measure the mismatch of diagonal Gaussian posteriors, averaged, from N(0, I).
+
+    Densities are fitted to the training codes, chosen on the validation codes and reported on the
+    test codes. Densities, ellipsoids and tests are of the active dimensions alone.
+
+    Args:
+        train_means: Means of the posteriors of the training examples.
+        train_scales: Their standard deviations, not variances.
+        test_means: Means of the posteriors of examples that the model was not trained on.
+        test_scales: Their standard deviations.
+        validation_means: Those of other examples, which choose the density; if they are None a
+            tenth of the training examples is set apart for it.
+        validation_scales: Their standard deviations.
+        draws: Draws of the mixture and of the prior, at least; each posterior is drawn once.
+        seed: Decides the draws and the fits.
+
+    Returns:
+        Measures by name: estimates with error, side and floor. Those of single latent dimensions
+        are tuples; those on the validation codes end with ``_validation``.
+
+    Raises:
+        ValueError: The shapes differ, or a scale is not positive and finite.
+        TooFewCodesError: There are fewer test codes than twice the latent dimensions.
+
+    Introduced in "The estimators on trial".
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if validation_means is None or validation_scales is None:
+        order = torch.randperm(len(train_means), generator=generator)
+        apart = max(1, len(order) // 10)
+        validation_means, validation_scales = (
+            train_means[order[:apart]],
+            train_scales[order[:apart]],
+        )
+        train_means, train_scales = train_means[order[apart:]], train_scales[order[apart:]]
+    train = AggregatedPosterior(train_means, train_scales)
+    test = AggregatedPosterior(test_means, test_scales)
+    validation = AggregatedPosterior(validation_means, validation_scales)
+    latent = train_means.shape[1]
+    prior = standard_normal(latent)
+    codes, unseen, choosing = (
+        draw(mixture.posteriors, generator) for mixture in (train, test, validation)
+    )
+    prior_draws = draw(prior.expand((max(draws, len(unseen)),)), generator)
+    fitted = fit_best(codes, choosing, seed, train)
+    density = fitted.density
+    on_active = _on_active(train, density, unseen, prior_draws, generator, seed)
+    alone = dimension_wise_kl(train, unseen)
+    measures: dict[str, Measure] = {
+        "rate": average(kl_divergence(train.posteriors, prior)),
+        "log_examples": math.log(train.components),
+        "in_sample_kl": in_sample_kl(train, prior, draws, generator),
+        "held_out_kl": held_out_kl(train, unseen, prior),
+        "held_out_kl_validation": held_out_kl(train, choosing, prior),
+        "moment_bound": moment_bound(unseen),
+        "moment_bound_validation": moment_bound(choosing),
+        "density": fitted.name,
+        "density_bound": held_out_kl(density, unseen, prior),
+        "density_bound_validation": held_out_kl(density, choosing, prior),
+        "dimension_wise_kl": alone.total,
+        "kl_of_dimensions": alone.per_dimension,
+        "rate_of_dimensions": tuple(rate_per_dimension(train).tolist()),
+        "mean_square_of_dimensions": tuple(mean_square_per_dimension(train).tolist()),
+        "total_correlation": total_correlation(density, train, unseen),
+        "reverse_kl": reverse_kl(density, prior_draws, prior),
+        "thin_share": thin_share(density, prior_draws, prior),
+        "mean_square_radius": radius(unseen).mean_square.estimate,
+    }
+    return Summary(measures | on_active)
+
+
+def _on_active(
+    train: AggregatedPosterior,
+    density: Any,
+    codes: Float[Tensor, "held_out latent"],
+    prior_draws: Float[Tensor, "draws latent"],
+    generator: torch.Generator,
+    seed: int,
+) -> dict[str, Measure]:
+    """Return the measures that silent dimensions would only blur."""
+    active = active_dimensions(train)
+    if not active:
+        raise ValueError("no latent dimension is active: the posteriors are all N(0, I)")
+    if isinstance(density, PaddedDensity):
+        density = density.density
+    train, codes, prior_draws = train.marginal(*active), codes[:, active], prior_draws[:, active]
+    of_prior, of_codes = nearest_patch(train, prior_draws), nearest_patch(train, codes)
+    classifier = classifier_test(codes, prior_draws[: len(codes)], seed)
+    return {
+        "active_units": len(active),
+        "hole_share": hole_share(density, codes, prior_draws),
+        "prior_patch_share": of_prior.share,
+        "prior_patch_distance": of_prior.distance,
+        "codes_patch_share": of_codes.share,
+        "codes_patch_distance": of_codes.distance,
+        "classifier_accuracy": classifier.accuracy.estimate,
+        "classifier_auc": classifier.auc.estimate,
+        "squared_mmd": squared_mmd(train, generator),
+        "radius_distance": radius(codes).distance.estimate,
+        "sliced_wasserstein": sliced_wasserstein(codes, generator).estimate,
+    }
