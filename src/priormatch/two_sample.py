@@ -263,8 +263,8 @@ def squared_mmd(
     .. math:: \frac{1}{N (N - 1)} \sum_{n \ne m} k_{nm} - \frac2N \sum_n c_n
               + (1 + 2 \beta^2)^{-d / 2}
 
-    Here k_nm is the mean of the kernel ``exp(-beta^2 |x - y|^2 / 2)`` over draws of two posteriors, and
-    c_n that over a draw of one of them and one of N(0, I). For Gaussians both are closed, so
+    Here k_nm is the mean of the kernel ``exp(-beta^2 |x - y|^2 / 2)`` over draws of two posteriors,
+    and c_n that over a draw of one of them and one of N(0, I). For Gaussians both are closed, so
     neither draws nor a density are needed. Leaving out n = m makes the estimate unbiased for the
     law that the examples come from, in any dimension: it has no floor at ln N.
 

@@ -63,12 +63,12 @@ class Trainings(NamedTuple):
     """The trained models of a recipe, in evaluation mode and without gradients.
 
     Attributes:
-        early: After `EQUAL_EPOCHS` epochs.
+        early: After `EQUAL_EPOCHS` epochs; None if it was not kept.
         converged: At the end of training.
         history: An entry an epoch.
     """
 
-    early: VAE
+    early: VAE | None
     converged: VAE
     history: list[Epoch]
 
@@ -105,7 +105,8 @@ def train_or_load(recipe: Recipe, trainings: Path = store.TRAININGS) -> Training
         store.save_weights(model, converged)
         store.save_record({"history": [entry._asdict() for entry in history]}, record)
     history = [Epoch(**entry) for entry in store.load_record(record)["history"]]
-    return Trainings(_load(recipe, early), _load(recipe, converged), history)
+    before = _load(recipe, early) if early.exists() else None
+    return Trainings(before, _load(recipe, converged), history)
 
 
 def _load(recipe: Recipe, file: Path) -> VAE:
@@ -205,6 +206,7 @@ def train_and_measure(recipe: Recipe, trainings: Path, draws: int = 10_000) -> l
             **columns(measure(model, draws)),
         }
         for stage, model, epochs in stages
+        if model is not None
     ]
 
 

@@ -103,7 +103,9 @@ def train_and_measure(recipe: Recipe, trainings: Path) -> list[Row]:
         converged, history = pretrained.load(named[0])
     else:
         before, converged, history = study.train_or_load(recipe, trainings)
-        early[f"mismatch_after_{study.EQUAL_EPOCHS}_epochs"] = measure(before)["mismatch"]
+        if before is not None:
+            name = f"mismatch_after_{study.EQUAL_EPOCHS}_epochs"
+            early[name] = measure(before)["mismatch"]
     return [
         {
             **asdict(recipe),
