@@ -226,8 +226,9 @@ def test_the_error_of_the_discrepancy_is_honest_far_from_a_match_and_at_one(spre
     values = torch.tensor([one.value for one in found])
     assert_agrees(values.mean().item(), values.std().item() / math.sqrt(300), truth)
     errors = torch.tensor([one.standard_error for one in found])
-    # At a match the estimate is skewed, so its spread is held and not its coverage.
-    assert errors.mean().item() == pytest.approx(values.std().item(), rel=0.2)
+    # At a match the estimate is skewed, so its spread is held and not its coverage. The larger of
+    # two noisy terms is a little too large.
+    assert 0.9 < errors.mean().item() / values.std().item() < 1.25
 
 
 def test_the_discrepancy_has_no_floor_at_ln_n():

@@ -55,6 +55,7 @@ def average(
 ) -> Estimate:
     """Return the mean of independent values and its standard error.
 
+    >>> import torch
     >>> print(average(torch.tensor([0.0, 1.0, 2.0, 3.0])))
     1.50 ± 0.65
     """

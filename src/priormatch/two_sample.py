@@ -309,10 +309,12 @@ def squared_mmd(
     mean_square = (square_sum - with_itself.square().sum().item()) / pairs
     value = with_others.mean() - 2 * with_prior.mean()
     prior_alone = (1 + 2 * square) ** (-latent / 2)
-    # Hoeffding's two terms: under a match the first is zero, and the second alone is left.
-    first = 4 * (with_others - with_prior).var().item() / number
-    second = mean_square - with_others.mean().item() ** 2 - 2 * with_others.var().item()
-    error = math.sqrt(first + 2 * max(0.0, second) / pairs)
+    # Hoeffding's two terms. Under a match the first is zero and the second alone is left, but the
+    # estimate of the first has the second's noise in it, twice.
+    linear = 4 * (with_others - with_prior).var().item() / number
+    mean_square -= with_others.mean().item() ** 2 + 2 * with_others.var().item()
+    second = 2 * max(0.0, mean_square) / pairs
+    error = math.sqrt(max(linear - second, second))
     return Estimate((value + prior_alone).item(), error)
 
 
