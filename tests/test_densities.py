@@ -19,13 +19,16 @@ from priormatch import densities
 from priormatch.densities import (
     DegenerateCodesError,
     Fitted,
+    NoDensityError,
     TooFewCodesError,
     choose,
     fit_best,
     fit_flow,
     fit_gaussian,
     fit_mixture,
+    fit_mixture_by_class,
 )
+from priormatch.distributions import AggregatedPosterior, PaddedDensity
 from priormatch.divergences import kl_between_gaussians
 from priormatch.estimate import average
 from priormatch.mismatch import held_out_kl
@@ -263,8 +266,6 @@ def test_refuses_codes_that_no_density_can_be_fitted_to():
     codes = drawn(corner(2), 30)
     with pytest.raises(TooFewCodesError, match="31 codes or more are needed, there are 30"):
         fit_mixture(codes, 31)
-    with pytest.raises(TooFewCodesError, match="200 codes"):
-        fit_best(codes.repeat(5, 1), codes)
     for fit in (fit_gaussian, lambda few: fit_mixture(few, 1), lambda few: fit_flow(few, codes)):
         with pytest.raises(TooFewCodesError, match="3 codes"):
             fit(codes[:2])
@@ -287,3 +288,84 @@ def test_the_flow_library_leaves_the_checks_of_distributions_on():
     )
     with pytest.raises(ValueError, match="size"):
         wide.log_prob(torch.zeros(4, 3))
+
+
+def test_a_candidate_that_cannot_be_fitted_leaves_the_others():
+    codes = drawn(corner(2), 150)
+    best = fit_best(codes, drawn(corner(2), 100, seed=1))
+    assert best.name in best.validation_log_density
+    assert set(best.failed) == {"mixture of 200"}
+    assert "200 codes or more are needed, there are 150" in best.failed["mixture of 200"]
+
+
+def test_where_nothing_can_be_fitted_every_reason_is_given():
+    with pytest.raises(NoDensityError, match=r"Gaussian: .*flow: "):
+        fit_best(torch.zeros(20, 2), torch.zeros(20, 2))
+
+
+@pytest.fixture
+def quick_fits(monkeypatch):
+    monkeypatch.setattr(densities, "mixture_sizes", lambda latent: (3,))
+    monkeypatch.setattr(densities, "fit_flow", lambda *given: fit_flow(*given, steps=30))
+
+
+@pytest.mark.usefixtures("quick_fits")
+def test_densities_are_fitted_to_active_dimensions_alone():
+    generator = torch.Generator().manual_seed(0)
+    means = torch.zeros(2_000, 12)
+    means[:, [7, 3]] = torch.randn(2_000, 2, generator=generator) * torch.tensor([1.5, 0.7])
+    scales = torch.ones(2_000, 12)
+    scales[:, [7, 3]] = 0.2
+    aggregated = AggregatedPosterior(means, scales)
+    codes, unseen, held_out = (aggregated.sample((2_000,), generator=generator) for _ in range(3))
+    best = fit_best(codes, unseen, 0, aggregated)
+    assert isinstance(best.density, PaddedDensity)
+    assert best.density.dimensions == [3, 7]
+    alone = fit_best(codes[:, [3, 7]], unseen[:, [3, 7]], 0, aggregated.marginal(3, 7))
+    assert best.name == alone.name
+    # In the ratio to the prior the silent dimensions cancel.
+    whole = best.density.log_prob(held_out) - standard_normal(12).log_prob(held_out)
+    active = held_out[:, [3, 7]]
+    part = alone.density.log_prob(active) - standard_normal(2).log_prob(active)
+    torch.testing.assert_close(whole, part, atol=1e-4, rtol=1e-4)
+
+
+def test_posteriors_that_all_say_nothing_have_the_prior_as_their_density():
+    silent = AggregatedPosterior(torch.zeros(50, 2), torch.ones(50, 2))
+    codes = silent.sample((50,), generator=torch.Generator().manual_seed(0))
+    best = fit_best(codes, codes, 0, silent)
+    assert best.name == "N(0, I)"
+    torch.testing.assert_close(best.density.log_prob(codes), standard_normal(2).log_prob(codes))
+
+
+def test_a_flow_on_fresh_draws_overfits_few_posteriors_less():
+    # 300 posteriors, wide: their codes drawn once are a sample, drawn anew they are the mixture.
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(300, 2, generator=generator)
+    aggregated = AggregatedPosterior(means, torch.full((300, 2), 0.5))
+    once = aggregated.means + 0.5 * torch.randn(300, 2, generator=generator)
+    unseen, held_out = (aggregated.sample((3_000,), generator=generator) for _ in range(2))
+    fresh, fixed = fit_flow(aggregated, unseen), fit_flow(once, unseen)
+    gain = average(fresh.log_prob(held_out) - fixed.log_prob(held_out))
+    assert gain.value > 5 * gain.standard_error
+    assert_at_most(*_closeness(fresh, aggregated, held_out), 0.1)
+
+
+def _closeness(density, mixture, codes):
+    lost = average(mixture.log_prob(codes) - density.log_prob(codes))
+    return lost.value, lost.standard_error
+
+
+def test_one_gaussian_a_class_has_the_moments_and_shares_of_the_classes():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.tensor([4] * 3_000 + [9] * 1_000)
+    codes = torch.randn(4_000, 2, generator=generator)
+    codes[labels == 9] = codes[labels == 9] * 0.5 + 3
+    found = fit_mixture_by_class(codes, labels)
+    torch.testing.assert_close(found.mixture_distribution.probs, torch.tensor([0.75, 0.25]))
+    for one, label in enumerate((4, 9)):
+        own = codes[labels == label]
+        torch.testing.assert_close(found.component_distribution.loc[one], own.mean(0))
+        torch.testing.assert_close(
+            found.component_distribution.covariance_matrix[one], torch.cov(own.T)
+        )

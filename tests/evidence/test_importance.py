@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from agreement import assert_agrees, assert_at_least, assert_at_most
+from agreement import assert_agrees, assert_at_least, assert_at_most, assert_honest, coverage
 from small_world import (
     TINY,
     LinearPosterior,
@@ -14,12 +14,16 @@ from small_world import (
     sample,
     seeded,
 )
-from test_mismatch import assert_honest, coverage
 from torch import nn
 from torch.distributions import MultivariateNormal
 
 from priormatch.estimate import average
-from priormatch.evidence import average_bounds, importance_bounds, importance_bounds_by_prior
+from priormatch.evidence import (
+    average_bounds,
+    importance,
+    importance_bounds,
+    importance_bounds_by_prior,
+)
 from priormatch.mismatch import held_out_kl
 from priormatch.models import VAE, GaussianPosterior, draw
 from priormatch.training import Recipe, build
@@ -258,3 +262,23 @@ def test_a_batch_says_how_many_codes_are_decoded_at_a_time():
     whole = importance_bounds(vae, images, 400, seeded(2))
     spread = math.sqrt(2 / whole.effective_draws.min())
     assert (in_batches.log_evidence - whole.log_evidence).abs().max() < 6 * spread
+
+
+@pytest.mark.parametrize("shape", [0.5, 0.9])
+def test_the_shape_of_a_pareto_tail_is_found(shape):
+    # Weights of a Pareto law of that shape in place of those of a model.
+    uniform = torch.rand(2_000, 50, generator=seeded(0), dtype=torch.float64)
+    bounds = importance._summarise(-shape * uniform.log())
+    found = average(bounds.pareto_k)
+    assert found.value == pytest.approx(shape, abs=0.03)
+
+
+def test_exact_posteriors_have_reliable_weights_and_narrow_ones_have_not():
+    vae, evidence = linear_gaussian(2, widen=1.2)
+    images = sample(evidence, 40, seeded(0))
+    assert (importance_bounds(vae, images, 300, seeded(1)).pareto_k < 0.7).all()
+    narrow, evidence = linear_gaussian(2, widen=0.3)
+    images = sample(evidence, 40, seeded(0))
+    bounds = importance_bounds(narrow, images, 300, seeded(1))
+    assert average_bounds(bounds)["reliable_share"].value < 0.5
+    assert importance_bounds(vae, images, 24, seeded(1)).pareto_k.isinf().all()
