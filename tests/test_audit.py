@@ -91,3 +91,13 @@ def test_a_tenth_of_the_training_examples_chooses_where_no_others_are_given():
 def test_the_face_offers_what_it_lists():
     assert all(hasattr(priormatch, name) for name in priormatch.__all__)
     assert len(priormatch.__all__) < 20
+
+
+def test_posteriors_that_say_nothing_match():
+    def silent(examples):
+        return torch.zeros(examples, 2), torch.ones(examples, 2)
+
+    found = priormatch.summary(*silent(500), *silent(500), draws=500)
+    assert (found["active_units"], found["density"]) == (0, "N(0, I)")
+    assert found["density_bound"].value == 0
+    assert abs(found["classifier_auc"].value - 0.5) < 5 * found["classifier_auc"].standard_error

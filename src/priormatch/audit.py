@@ -189,9 +189,7 @@ def _on_active(
     seed: int,
 ) -> dict[str, Measure]:
     """Return the measures that silent dimensions would only blur."""
-    active = active_dimensions(train)
-    if not active:
-        raise ValueError("no latent dimension is active: the posteriors are all N(0, I)")
+    active = active_dimensions(train) or [*range(codes.shape[1])]
     if isinstance(density, PaddedDensity):
         density = density.density
     train, codes, prior_draws = train.marginal(*active), codes[:, active], prior_draws[:, active]
