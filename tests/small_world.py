@@ -71,7 +71,7 @@ def same_weights(one, other):
     return all(torch.equal(first, second) for first, second in pairs)
 
 
-def only_a_gaussian(codes, validation_codes, seed):
+def only_a_gaussian(codes, validation_codes, seed, aggregated=None):
     return choose({"Gaussian": fit_gaussian(codes)}, validation_codes)
 
 

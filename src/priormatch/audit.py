@@ -2,12 +2,11 @@
 
 import math
 from html import escape
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import kl_divergence
+from torch.distributions import Distribution, kl_divergence
 
 from priormatch.densities import fit_best
 from priormatch.distributions import AggregatedPosterior, PaddedDensity
@@ -155,7 +154,7 @@ def summary(
     prior_draws = draw(prior.expand((max(draws, len(unseen)),)), generator)
     fitted = fit_best(codes, choosing, seed, train)
     density = fitted.density
-    on_active = _on_active(train, density, unseen, prior_draws, generator, seed)
+    on_active = _on_active(train, unseen, prior_draws, generator, seed)
     alone = dimension_wise_kl(train, unseen)
     measures: dict[str, Measure] = {
         "rate": average(kl_divergence(train.posteriors, prior)),
@@ -175,14 +174,22 @@ def summary(
         "total_correlation": total_correlation(density, train, unseen),
         "reverse_kl": reverse_kl(density, prior_draws, prior),
         "thin_share": thin_share(density, prior_draws, prior),
+        "hole_share": _hole_share(density, unseen, prior_draws),
         "mean_square_radius": radius(unseen).mean_square.estimate,
     }
     return Summary(measures | on_active)
 
 
+def _hole_share(density: Distribution, codes: Tensor, prior_draws: Tensor) -> Estimate:
+    """Return the share of prior draws in holes, by what was fitted: silent dimensions blur it."""
+    if isinstance(density, PaddedDensity):
+        active = density.dimensions
+        return hole_share(density.density, codes[:, active], prior_draws[:, active])
+    return hole_share(density, codes, prior_draws)
+
+
 def _on_active(
     train: AggregatedPosterior,
-    density: Any,
     codes: Float[Tensor, "held_out latent"],
     prior_draws: Float[Tensor, "draws latent"],
     generator: torch.Generator,
@@ -190,14 +197,11 @@ def _on_active(
 ) -> dict[str, Measure]:
     """Return the measures that silent dimensions would only blur."""
     active = active_dimensions(train) or [*range(codes.shape[1])]
-    if isinstance(density, PaddedDensity):
-        density = density.density
     train, codes, prior_draws = train.marginal(*active), codes[:, active], prior_draws[:, active]
     of_prior, of_codes = nearest_patch(train, prior_draws), nearest_patch(train, codes)
     classifier = classifier_test(codes, prior_draws[: len(codes)], seed)
     return {
         "active_units": len(active),
-        "hole_share": hole_share(density, codes, prior_draws),
         "prior_patch_share": of_prior.share,
         "prior_patch_distance": of_prior.distance,
         "codes_patch_share": of_codes.share,

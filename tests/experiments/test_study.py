@@ -7,7 +7,7 @@ import torch
 from small_world import TINY, only_a_gaussian, same_weights, small_images
 from torch.distributions import kl_divergence
 
-from priormatch import data
+from priormatch import audit, data
 from priormatch.data import Digits, Source, binarized, load_mnist, source
 from priormatch.densities import choose, fit_gaussian, fit_mixture
 from priormatch.distributions import AggregatedPosterior
@@ -67,7 +67,7 @@ EXACT = ("exact_log_evidence", "exact_inference_gap")
 @pytest.fixture
 def small_world(monkeypatch):
     """Small images and quick measures."""
-    monkeypatch.setattr(study, "fit_best", only_a_gaussian)
+    monkeypatch.setattr(audit, "fit_best", only_a_gaussian)
     with small_images(monkeypatch, 300):
         yield
 
@@ -147,11 +147,11 @@ def test_each_measure_is_of_its_own_images(small_world, monkeypatch):
     model.decoder.network[-1].weight *= 3
     fitted_on = []
 
-    def fit_best(codes, validation_codes, seed):
+    def fit_best(codes, validation_codes, seed, aggregated):
         fitted_on.extend((codes, validation_codes))
         return only_a_gaussian(codes, validation_codes, seed)
 
-    monkeypatch.setattr(study, "fit_best", fit_best)
+    monkeypatch.setattr(audit, "fit_best", fit_best)
     measured = measure(model, draws=2_000)
 
     generator = torch.Generator().manual_seed(1)
@@ -286,28 +286,28 @@ def test_a_training_from_scratch_begins_as_the_stored_one(full_mnist):
     assert fresh.validation_rate == pytest.approx(known.validation_rate, abs=0.05)
 
 
-FITTED = (
-    *("density_bound", "density_bound_validation", "total_correlation", "reverse_kl"),
-    *("thin_share", "hole_share", "classifier_accuracy", "classifier_auc"),
+WITHOUT_DRAWS = (
+    *(f"{part}_rate" for part in ("train", "validation", "test")),
+    *EXACT,
 )
-"""Measures by densities and classifiers, whose fits may end elsewhere on another processor."""
+"""Measures that depend on no draws, and so are those of the stored row to seven digits."""
 
 
 @pytest.mark.slow
 def test_the_row_of_a_stored_model_is_what_is_measured_of_it(full_mnist, monkeypatch):
-    """On the processor of the stored row to its seven digits."""
+    """Draws are others than those of the stored row, so most measures agree within errors."""
     rows, recipe = TABLE.read(), pretrained.RECIPES["d2-seed0"]
     (row,) = rows[is_of(rows, recipe) & (rows.stage == "converged")].to_dict("records")
     assert row["density"] == "mixture of 200"
 
-    def only_the_best(codes, validation_codes, seed):
+    def only_the_best(codes, validation_codes, seed, aggregated):
         return choose({row["density"]: fit_mixture(codes, 200, seed)}, validation_codes)
 
-    monkeypatch.setattr(study, "fit_best", only_the_best)
+    monkeypatch.setattr(audit, "fit_best", only_the_best)
     measured = measure(pretrained.load("d2-seed0").model)
     assert measured["active_units"] == row["active_units"]
     for name in (*MEASURES, *EXACT):
         found, error = measured[name], row[f"{name}_error"]
-        near = (0.5 if name in FITTED else 0.02) * error
-        assert found.value == pytest.approx(row[name], abs=near), name
-        assert found.standard_error == pytest.approx(error, rel=0.05), name
+        near = 0.02 if name in WITHOUT_DRAWS else 6
+        assert found.value == pytest.approx(row[name], abs=near * error), name
+        assert found.standard_error == pytest.approx(error, rel=0.2), name
