@@ -13,6 +13,7 @@ from priormatch.distributions import AggregatedPosterior, PaddedDensity
 from priormatch.estimate import Estimate, average
 from priormatch.mismatch import (
     active_dimensions,
+    active_units,
     dimension_wise_kl,
     held_out_kl,
     hole_share,
@@ -159,6 +160,7 @@ def summary(
     measures: dict[str, Measure] = {
         "rate": average(kl_divergence(train.posteriors, prior)),
         "log_examples": math.log(train.components),
+        "active_units": active_units(train),
         "in_sample_kl": in_sample_kl(train, prior, draws, generator),
         "held_out_kl": held_out_kl(train, unseen, prior),
         "held_out_kl_validation": held_out_kl(train, choosing, prior),
@@ -201,7 +203,6 @@ def _on_active(
     of_prior, of_codes = nearest_patch(train, prior_draws), nearest_patch(train, codes)
     classifier = classifier_test(codes, prior_draws[: len(codes)], seed)
     return {
-        "active_units": len(active),
         "prior_patch_share": of_prior.share,
         "prior_patch_distance": of_prior.distance,
         "codes_patch_share": of_codes.share,
