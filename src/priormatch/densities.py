@@ -1,8 +1,8 @@
-"""Densities fitted to codes: what to sample in place of N(0, I), and how far q(z) is from it.
+"""Densities fitted to codes: samplers in place of N(0, I), and bounds on the mismatch from it.
 
-A density r made from training codes bounds the mismatch from below on codes that it has not seen:
-see `priormatch.mismatch.held_out_kl`. The bound is as tight as r is good, hence several candidates,
-of which `fit_best` chooses on validation codes.
+A density r made from training codes gives a lower bound on the mismatch, evaluated at codes that it
+has not seen: see `priormatch.mismatch.held_out_kl`. The better r fits, the tighter the bound. So
+there are several candidates, and `fit_best` chooses one of them on validation codes.
 """
 
 import copy
@@ -36,13 +36,13 @@ from priormatch.models import globally_seeded, standard_normal
 # Importing zuko switches the checks of every distribution off; this is torch's default again.
 Distribution.set_default_validate_args(__debug__)
 
-# Expectation maximisation finds the place of the components on few codes; a few steps on all of
-# them then settle the covariances. What is lacking at the end is nats of a bound.
+# Expectation maximisation places the components on a subset of the codes; a few steps on all of
+# them then settle the covariances. Stopping early loosens the bound, which stays valid.
 _FEW, _STEPS_ON_FEW, _STEPS_ON_ALL = 10_000, 20, 10
 
 _BATCH, _LEARNING_RATE, _CHECKS = 500, 5e-3, 15
 
-# Draws of an aggregated posterior that tell a flow its location and scale.
+# Draws of an aggregated posterior, from which the location and scale of a flow are estimated.
 _CODES = 10_000
 
 
@@ -61,7 +61,7 @@ class Fitted(NamedTuple):
         name: Its name, such as ``"mixture of 50"``.
         density: The density, with event shape ``(latent,)``.
         validation_log_density: Mean log density of the validation codes under each candidate, in
-            nats. The largest is a little flattered by the choice, so bounds want other codes.
+            nats. The choice makes the largest a little too high, so take bounds on other codes.
         failed: Candidates that could not be fitted, with the reason.
     """
 
@@ -103,9 +103,10 @@ def fit_mixture(
 
     .. math:: r(z) = \sum_k w_k\, \mathcal N(z; m_k, S_k)
 
-    The fit sees the codes in the unit of their average scale, because its start and its smallest
-    variance depend on the unit. At most 20 iterations are made on 10,000 of the codes and, if there
-    are more, 10 on all: what is lost is tightness of the bound and not its validity.
+    Codes are measured in units of their average scale, because the start of the search and the
+    smallest variance depend on the unit. The search makes at most 20 iterations on 10,000 of the
+    codes and, if there are more codes, 10 on all of them. Stopping early loosens the bound, which
+    stays valid.
 
     Args:
         codes: Draws of the training posteriors, of shape ``(draws, latent)``.
@@ -121,12 +122,12 @@ def fit_mixture(
     Introduced in "The estimators on trial".
     """
     location, scales = _check(codes, max(components, codes.shape[1] + 1))
-    # One unit for all dimensions, so that k-means, where the search starts, sees their proportions.
+    # One unit for all dimensions, so that k-means, which starts the search, sees their proportions.
     unit = scales.square().mean().sqrt()
     standard = ((codes - location) / unit).numpy()
     few = np.random.default_rng(seed).choice(len(codes), min(len(codes), _FEW), replace=False)
     search = GaussianMixture(components, max_iter=_STEPS_ON_FEW, warm_start=True, random_state=seed)
-    # As many threads as torch uses: a study has a process on every core.
+    # No more threads than torch uses, because a study runs a process on every core.
     with warnings.catch_warnings(), threadpool_limits(torch.get_num_threads()):
         warnings.simplefilter("ignore", ConvergenceWarning)
         found = search.fit(standard[np.sort(few)])
@@ -148,7 +149,7 @@ def fit_mixture(
 def fit_mixture_by_class(
     codes: Float[Tensor, "draws latent"], labels: Int[Tensor, " draws"]
 ) -> MixtureSameFamily:
-    """Return the mixture of one Gaussian a class, each with the moments of its own codes.
+    """Return the mixture of one Gaussian per class, each with the moments of the class's codes.
 
     Args:
         codes: Draws of the training posteriors, of shape ``(draws, latent)``.
@@ -179,22 +180,22 @@ def fit_flow(
     seed: int = 0,
     steps: int | None = None,
 ) -> TransformedDistribution:
-    r"""Train a normalising flow, and keep it as it was when the validation codes were likeliest.
+    r"""Train a normalising flow, and return its state of the highest validation log density.
 
     .. math:: \ln r(z) = \ln \mathcal N(f(u); 0, I) + \ln |\det f'(u)| - \sum_j \ln s_j,
               \quad u = (z - m) / s
 
-    Up to five dimensions f is made of splines, which can follow the seams of the quilt; beyond, of
-    autoregressive affine maps, which find more nats in a second there. The decay of the weights
-    grows with the dimension, because the codes get sparser.
+    In up to five dimensions f is made of splines, which can follow the seams of the quilt. In more
+    dimensions it is made of autoregressive affine maps, which gain more nats per second of fitting
+    there. Weight decay grows with the dimension, because the codes get sparser.
 
     Args:
         codes: Draws of the training posteriors, of shape ``(draws, latent)``, in single precision.
-            Or the aggregated posterior itself: then every batch is drawn anew, and the flow
+            Or the aggregated posterior itself, from which every batch is drawn anew; the flow then
             overfits less.
-        validation_codes: Codes that tell which of 15 states of the training to keep.
+        validation_codes: Codes on which one of 15 states of the training is chosen.
         seed: Decides the initial weights and the order of the codes.
-        steps: Gradient steps; 300 for splines and 600 beyond if it is None.
+        steps: Gradient steps; if None, 300 for splines and 600 for affine maps.
 
     Raises:
         TooFewCodesError: There are no more codes than latent dimensions.
@@ -206,7 +207,7 @@ def fit_flow(
     """
     latent = validation_codes.shape[1]
     fresh = codes if isinstance(codes, AggregatedPosterior) else None
-    # Where draws are fresh a fixed set of them tells location and scale.
+    # Where each batch is drawn anew, location and scale come from a fixed set of draws.
     generator = torch.Generator().manual_seed(seed)
     known = codes if isinstance(codes, Tensor) else codes.sample((_CODES,), generator=generator)
     location, scale = _check(known, latent + 1)
@@ -243,11 +244,11 @@ def fit_flow(
 
 
 def mixture_sizes(latent: int) -> tuple[int, ...]:
-    """Return the sizes of the mixtures that are tried in so many latent dimensions.
+    """Return the numbers of components of the candidate mixtures in so many latent dimensions.
 
-    The more dimensions, the more numbers in a covariance: larger mixtures than these take long or
-    overfit 55,000 codes. In two trainings with ten dimensions 100 would raise the density bound by
-    0.017 ± 0.006 and 0.038 ± 0.006 nats.
+    The more dimensions, the more numbers there are in a covariance. Larger mixtures than these take
+    long or overfit 55,000 codes. In two trainings with ten dimensions, 100 components would raise
+    the density bound by 0.017 ± 0.006 and 0.038 ± 0.006 nats.
 
     >>> mixture_sizes(2), mixture_sizes(10), mixture_sizes(50)
     ((10, 200), (10, 50), (10, 20))
@@ -262,11 +263,11 @@ def candidates(
     validation_codes: Float[Tensor, "others latent"],
     seed: int = 0,
 ) -> dict[str, Distribution]:
-    """Fit a Gaussian, mixtures of the sizes of `mixture_sizes` and a flow; return them by name.
+    """Fit a Gaussian, mixtures of the sizes in `mixture_sizes`, and a flow; return them by name.
 
     Args:
         codes: Draws of the training posteriors, of shape ``(draws, latent)``.
-        validation_codes: Codes that tell when the flow should have stopped.
+        validation_codes: Codes on which the state of the flow is chosen.
         seed: Decides the fits.
 
     Raises:
@@ -284,7 +285,7 @@ def _fits(
     seed: int,
     aggregated: AggregatedPosterior | None = None,
 ) -> dict[str, Callable[[], Distribution]]:
-    """Return the fits of the candidates by name, to be called one after the other."""
+    """Return the functions that fit the candidates, by name."""
     return {
         "Gaussian": lambda: fit_gaussian(codes),
         **{
@@ -300,13 +301,13 @@ def choose(
     validation_codes: Float[Tensor, "others latent"],
     failed: dict[str, str] | None = None,
 ) -> Fitted:
-    r"""Choose the density under which the validation codes are likeliest on average.
+    r"""Choose the density with the highest mean log density of the validation codes.
 
     .. math:: \arg\max_r \tfrac1n \sum_i \ln r(z_i)
 
     Args:
-        densities: Candidates by name, made without the codes of the bound.
-        validation_codes: Codes that choose, of shape ``(others, latent)``.
+        densities: Candidates by name, fitted without the codes of the bound.
+        validation_codes: Codes on which the choice is made, of shape ``(others, latent)``.
         failed: Reasons why others could not be fitted, by name.
 
     Raises:
@@ -331,7 +332,7 @@ def fit_best(
     seed: int = 0,
     aggregated: AggregatedPosterior | None = None,
 ) -> Fitted:
-    """Fit the `candidates` and `choose` the one that the validation codes prefer.
+    """Fit the `candidates`, and `choose` the best of them on the validation codes.
 
     Args:
         codes: Draws of the training posteriors, of shape ``(draws, latent)``.
@@ -368,7 +369,7 @@ def _untrained_flow(latent: int) -> zuko.flows.Flow:
     if latent <= 5:
         flow = zuko.flows.NSF(latent, transforms=2, bins=16, hidden_features=(128, 128))
         if latent == 1:
-            # Nothing to condition on, and zuko would start from random splines: from the identity.
+            # With nothing to condition on, zuko would start at random; zeros are the identity.
             for parameter in flow.parameters():
                 torch.nn.init.zeros_(parameter)
         return flow
@@ -376,7 +377,7 @@ def _untrained_flow(latent: int) -> zuko.flows.Flow:
 
 
 def _check(codes: Tensor, needed: int) -> tuple[Tensor, Tensor]:
-    """Return the mean and the scale of each dimension, if the codes are fit for a density."""
+    """Return the mean and the scale of each dimension; raise if the codes have no density."""
     if len(codes) < needed:
         raise TooFewCodesError(f"{needed} codes or more are needed, there are {len(codes)}")
     double = codes.double()

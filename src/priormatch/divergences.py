@@ -128,9 +128,9 @@ def kl_of_beta_from_uniform(
     .. math:: (\alpha - 1) \psi(\alpha) + (\beta - 1) \psi(\beta)
               - (\alpha + \beta - 2) \psi(\alpha + \beta) - \ln B(\alpha, \beta)
 
-    It is minus the entropy of the Beta distribution on (0, 1); stretching both distributions to
-    another interval changes neither side. The terms are some hundred thousand times as large as
-    their sum where the distribution is narrow, hence the double precision inside.
+    It is minus the entropy of the Beta distribution on (0, 1). Stretching both distributions to
+    another interval does not change the KL. Where the distribution is narrow, the terms are some
+    hundred thousand times as large as their sum; so they are computed in double precision.
 
     Args:
         concentration1: First parameter, alpha, of any shape.

@@ -21,8 +21,8 @@ class Estimate:
     Attributes:
         value: The estimate.
         standard_error: Its standard error over draws or held-out examples, in the same unit.
-        bound: On which side of the population's value its expectation lies.
-        floor: Value below which the estimator cannot fall whatever the truth, if there is one.
+        bound: Whether its expectation is a lower or an upper bound on the population's value.
+        floor: Value below which the estimator cannot fall, whatever the truth is; None without one.
     """
 
     value: float
@@ -31,17 +31,17 @@ class Estimate:
     floor: float | None = None
 
     def __str__(self) -> str:
-        """Return the value and its standard error with the digits that the error leaves."""
+        """Return the value and its standard error, rounded to two digits of the error."""
         digits = decimals(self.standard_error, 2) if self.standard_error > 0 else 4
         return f"{self.value:.{digits}f} ± {self.standard_error:.{digits}f}"
 
 
 class Statistic(NamedTuple):
-    """An estimate beside the values that it takes where the aggregated posterior is the prior.
+    """An estimate and its null band: its range where the aggregated posterior is the prior.
 
     Attributes:
         estimate: The measured number.
-        low: The lower end of its null band, which holds 95 % of such numbers under a match.
+        low: The lower end of the null band, which holds 95 % of the estimates under a match.
         high: The upper end.
     """
 
@@ -65,7 +65,7 @@ def average(
 
 
 def decimals(size: float, digits: int) -> int:
-    """Return how many decimals show that many significant digits of a positive number.
+    """Return the number of decimals that show so many significant digits of a positive number.
 
     >>> decimals(0.0052, 2), decimals(520.0, 2)
     (4, 0)

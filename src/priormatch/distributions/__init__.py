@@ -1,4 +1,4 @@
-"""Distributions of the book, as `torch.distributions` has them."""
+"""Distributions of the book, with the interface of `torch.distributions`."""
 
 from priormatch.distributions.aggregated import AggregatedPosterior
 from priormatch.distributions.padded import PaddedDensity

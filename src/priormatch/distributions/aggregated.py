@@ -17,9 +17,9 @@ class AggregatedPosterior(Distribution):
 
     .. math:: q(z) = \frac1N \sum_{n=1}^N \mathcal N(z; \mu_n, \operatorname{diag} \sigma_n^2)
 
-    The memory needed does not grow with the number of draws, and beyond the parameters not with
-    the number of components: `log_prob` walks through both in blocks. Quadratic forms and their
-    maximum are taken in double precision, where components with a scale of 0.001 lose no digits.
+    `log_prob` goes through draws and components in blocks, so that memory beyond the parameters
+    grows with the number of neither. Quadratic forms and their maximum are computed in double
+    precision, in which components with a scale of 0.001 lose no digits.
 
     Args:
         means: Means of the posteriors, of shape ``(examples, latent)``.
@@ -104,7 +104,7 @@ class AggregatedPosterior(Distribution):
     def expand(
         self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: object = None
     ) -> "AggregatedPosterior":
-        """Refuse: there is one aggregated posterior of a data set, not a batch of them."""
+        """Raise: a data set has one aggregated posterior, not a batch of them."""
         raise NotImplementedError("the aggregated posterior has no batch to expand")
 
     @torch.no_grad()
@@ -148,7 +148,7 @@ class AggregatedPosterior(Distribution):
         return log_density.reshape(value.shape[:-1]).to(self.means.dtype)
 
     def distance_to_nearest(self, value: Float[Tensor, "draws latent"]) -> Float[Tensor, " draws"]:
-        r"""Return the distance of each code to the nearest posterior, in that one's own scales.
+        r"""Return the distance of each code to the nearest posterior, in scales of that posterior.
 
         .. math:: \min_n \sqrt{\sum_j (z_j - \mu_{nj})^2 / \sigma_{nj}^2}
 
@@ -188,7 +188,8 @@ class AggregatedPosterior(Distribution):
             exponents = features @ weights
             top = exponents.detach().amax(1, keepdim=True)
             # Single precision is enough for the terms once their maximum is taken out. Terms below
-            # exp(-80) are lost in the sum; numbers too small for a float would be slow.
+            # exp(-80) are clamped: they are lost in the sum, and numbers too small for a normal
+            # float are slow.
             terms = exponents.sub_(top).float().clamp_(min=-80.0).exp_().sum(1)
             total = torch.logaddexp(total, top.squeeze(1) + terms.double().log())
         normaliser = math.log(self.components) + 0.5 * codes.shape[1] * math.log(2 * math.pi)

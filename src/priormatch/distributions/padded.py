@@ -15,11 +15,11 @@ class PaddedDensity(Distribution):
 
     Args:
         density: Density of the dimensions in A, with event shape ``(len(dimensions),)``.
-        dimensions: Which latent dimensions these are, in the order of the density.
+        dimensions: The latent dimensions in A, in the order of the density.
         latent_dimension: Number of latent dimensions.
 
     Raises:
-        ValueError: The density has another number of dimensions than are named.
+        ValueError: The density has another number of dimensions than `dimensions` names.
 
     Introduced in "The estimators on trial".
 

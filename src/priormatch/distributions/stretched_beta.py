@@ -22,9 +22,9 @@ class StretchedBeta(Distribution):
     .. math:: \ln q(z) = (\alpha - 1) \ln u + (\beta - 1) \ln(1 - u)
               - \ln B(\alpha, \beta) - \ln 10, \quad u = z / 10
 
-    Draws are torch's own reparameterised ones, and the KL from the uniform distribution on the
-    interval is closed. Densities are taken in double precision: where the distribution is narrow
-    their terms are some hundred thousand times as large as their sum.
+    Draws are torch's own reparameterised ones. The KL from the uniform distribution on the interval
+    has a closed form. Log densities are computed in double precision: where the distribution is
+    narrow, the terms are some hundred thousand times as large as their sum.
 
     Args:
         concentration1: First parameter of the Beta distribution, alpha.
@@ -81,7 +81,7 @@ class StretchedBeta(Distribution):
     def rsample(
         self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()
     ) -> Float[Tensor, "*sample"]:
-        """Draw inside the open interval, so that gradients reach the parameters."""
+        """Draw inside the open interval; gradients reach the parameters."""
         shares = self._shares.rsample(torch.Size(sample_shape))
         # A draw that rounds to an end of the interval has no finite log density.
         margin = torch.finfo(shares.dtype).eps
@@ -94,7 +94,7 @@ class StretchedBeta(Distribution):
         alpha, beta = self.concentration1.double(), self.concentration0.double()
         constant = (alpha + beta).lgamma() - alpha.lgamma() - beta.lgamma() - math.log(INTERVAL)
         shares = value.double() / INTERVAL
-        # Logarithms of the values alone, before they meet the batch: mixtures have many pairs.
+        # Logarithms are taken before values broadcast against the batch: mixtures have many pairs.
         log_density = (alpha - 1) * shares.log() + ((beta - 1) * (-shares).log1p() + constant)
         return log_density.to(torch.promote_types(value.dtype, self.concentration1.dtype))
 
@@ -110,7 +110,7 @@ class StretchedBeta(Distribution):
 
 @register_kl(StretchedBeta, Uniform)
 def _kl_stretched_beta_uniform(posterior: StretchedBeta, prior: Uniform) -> Float[Tensor, "*batch"]:
-    # From a uniform distribution on another interval the KL is another one, or infinite.
+    # From a uniform distribution on another interval the KL differs, or is infinite.
     if not ((prior.low == 0) & (prior.high == INTERVAL)).all():
         raise NotImplementedError(f"the KL is known from U(0, {INTERVAL:g}) only, not {prior}")
     kl = kl_of_beta_from_uniform(posterior.concentration1, posterior.concentration0)

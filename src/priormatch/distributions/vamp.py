@@ -14,8 +14,8 @@ class VampPrior(nn.Module, Distribution):
     .. math:: r(z) = \frac1K \sum_{k=1}^K Q(z|u_k), \quad u_k = \operatorname{sigmoid}(l_k)
 
     The pseudo-inputs u are pictures with pixels between 0 and 1, made of free parameters l. The
-    encoder is the VAE's own and stays its: the prior neither stores it nor trains it twice, but
-    gradients of `log_prob` reach it.
+    encoder belongs to the VAE: the prior neither stores it nor trains it a second time. Gradients
+    of `log_prob` reach it all the same.
 
     Args:
         encoder: Module that maps images to diagonal Gaussian posteriors.
@@ -33,7 +33,7 @@ class VampPrior(nn.Module, Distribution):
 
     def __init__(self, encoder: nn.Module, images: Float[Tensor, "components pixels"]) -> None:
         nn.Module.__init__(self)
-        # In a tuple it is not a part of this module: its weights are the VAE's.
+        # The tuple hides the encoder from nn.Module, because its weights are the VAE's.
         self._encoder = (encoder,)
         self.logits = nn.Parameter(torch.empty_like(images))
         self.start_from(images)
@@ -41,10 +41,10 @@ class VampPrior(nn.Module, Distribution):
 
     @torch.no_grad()
     def start_from(self, images: Float[Tensor, "components pixels"]) -> None:
-        """Make the pseudo-inputs equal to pictures; values nearer to 0 and 1 than 0.01 are moved.
+        """Set the pseudo-inputs to the given pictures, with values clamped to [0.01, 0.99].
 
-        Training images are a good start: their posteriors lie all over the quilt, where those of
-        one average image and noise would first have to part.
+        Training images are a good start, because their posteriors lie all over the quilt. If all
+        pseudo-inputs were one average image plus noise, their posteriors would first have to part.
         """
         self.logits.copy_(images.clamp(0.01, 0.99).logit())
 
@@ -55,9 +55,9 @@ class VampPrior(nn.Module, Distribution):
 
     @property
     def mixture(self) -> AggregatedPosterior:
-        """The mixture as it is now; gradients reach the encoder and the pseudo-inputs."""
+        """The mixture under the current weights; gradients reach encoder and pseudo-inputs."""
         posteriors = self._encoder[0](self.pseudo_inputs)
-        # A training that diverges is to be told by its loss.
+        # Not validated, so that a training that diverges is recognised by its loss.
         return AggregatedPosterior(posteriors.mean, posteriors.stddev, validate_args=False)
 
     @property
