@@ -1,4 +1,4 @@
-"""A report on anybody's codes: how far their aggregated posterior is from N(0, I)."""
+"""Summary of any VAE's codes: the mismatch of their aggregated posterior from N(0, I)."""
 
 import math
 from html import escape
@@ -59,7 +59,7 @@ _MEANINGS = {
 
 
 class Summary(dict[str, Measure]):
-    """Measures by name, which print as a table."""
+    """Measures by name, printed as a table."""
 
     def rows(self) -> list[tuple[str, str, str, str]]:
         """Return name, value with error, side of the bound, and meaning of each printed measure."""
@@ -109,25 +109,26 @@ def summary(
     draws: int = 10_000,
     seed: int = 0,
 ) -> Summary:
-    """Measure the mismatch of diagonal Gaussian posteriors, averaged, from N(0, I).
+    """Measure the mismatch of the average of diagonal Gaussian posteriors from N(0, I).
 
     Densities are fitted to the training codes, chosen on the validation codes and reported on the
-    test codes. Densities, ellipsoids and tests are of the active dimensions alone.
+    test codes. Densities, ellipsoids and tests use the active dimensions alone.
 
     Args:
         train_means: Means of the posteriors of the training examples.
         train_scales: Their standard deviations, not variances.
         test_means: Means of the posteriors of examples that the model was not trained on.
         test_scales: Their standard deviations.
-        validation_means: Those of other examples, which choose the density; if they are None a
-            tenth of the training examples is set apart for it.
+        validation_means: Means of the posteriors of other examples, on which the density is chosen.
+            If None, a tenth of the training examples is set apart for this.
         validation_scales: Their standard deviations.
-        draws: Draws of the mixture and of the prior, at least; each posterior is drawn once.
+        draws: Draws of the mixture. The prior is drawn as often, or once for each test example if
+            these are more. Each posterior is drawn once.
         seed: Decides the draws and the fits.
 
     Returns:
-        Measures by name: estimates with error, side and floor. Those of single latent dimensions
-        are tuples; those on the validation codes end with ``_validation``.
+        Measures by name: estimates with error, side and floor. Measures of single latent dimensions
+        are tuples. Names of measures on the validation codes end with ``_validation``.
 
     Raises:
         ValueError: The shapes differ, or a scale is not positive and finite.
@@ -183,7 +184,7 @@ def summary(
 
 
 def _hole_share(density: Distribution, codes: Tensor, prior_draws: Tensor) -> Estimate:
-    """Return the share of prior draws in holes, by what was fitted: silent dimensions blur it."""
+    """Return the share of prior draws in holes of the fitted dimensions: silent ones blur it."""
     if isinstance(density, PaddedDensity):
         active = density.dimensions
         return hole_share(density.density, codes[:, active], prior_draws[:, active])
@@ -197,7 +198,7 @@ def _on_active(
     generator: torch.Generator,
     seed: int,
 ) -> dict[str, Measure]:
-    """Return the measures that silent dimensions would only blur."""
+    """Return the measures on the active dimensions, which silent ones would only blur."""
     active = active_dimensions(train) or [*range(codes.shape[1])]
     train, codes, prior_draws = train.marginal(*active), codes[:, active], prior_draws[:, active]
     of_prior, of_codes = nearest_patch(train, prior_draws), nearest_patch(train, codes)

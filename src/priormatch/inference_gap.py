@@ -1,4 +1,4 @@
-"""The inference gap, split into what the network costs and what the Gaussian family costs."""
+"""The inference gap, split into the cost of the network and the cost of the Gaussian family."""
 
 import math
 
@@ -16,10 +16,10 @@ from priormatch.evidence import (
 )
 from priormatch.models import VAE, from_noise
 
-# The square on which the highest peak of an exact posterior is looked for.
+# The square on which the highest peak of an exact posterior is sought.
 _COARSE = Grid((-5.0, -5.0), (5.0, 5.0), 0.04)
 
-# Scale to start from there: that of a typical posterior of the question's network.
+# Scale of the posteriors that start at a peak: typical of the question's network.
 _SCALE = 0.04
 
 
@@ -30,16 +30,16 @@ def refine(
     generator: torch.Generator,
     steps: int = 100,
 ) -> MultivariateNormal:
-    r"""Raise the ELBO of each image over a posterior of its own: semi-amortised inference.
+    r"""Fit a Gaussian posterior to each image by raising its ELBO: semi-amortised inference.
 
-    The decoder stays as it is. Means and scales move by gradient steps; correlations too, if
-    `start` has them. In place of draws a step takes two codes along each of as many orthogonal
-    directions as there are latent dimensions, turned at random: they have exactly the mean and the
-    covariance of the posterior, so that nothing is left of the noise where the exact posterior is
-    Gaussian.
+    The decoder stays as it is. Gradient steps move means and scales, and correlations too if
+    `start` has them. A step does not use independent draws. It uses two opposite codes along each
+    of d orthogonal directions, turned at random, where d is the number of latent dimensions. These
+    codes have exactly the mean and the covariance of the posterior, so that no noise is left where
+    the exact posterior is Gaussian.
 
     Args:
-        vae: The decoder and the prior; the encoder is not asked.
+        vae: The decoder and the prior; the encoder is not used.
         images: Pixels, of shape ``(examples, pixels)``.
         start: Gaussian posteriors to start from, such as ``vae.posterior(images)``.
         generator: Source of the directions.
@@ -93,12 +93,13 @@ def refine(
 def gaps(
     vae: VAE, images: Float[Tensor, "examples pixels"], generator: torch.Generator
 ) -> dict[str, Float[Tensor, " examples"]]:
-    r"""Split the inference gap of each image: the encoder's share, and the Gaussian family's.
+    r"""Split the inference gap of each image into the encoder's and the Gaussian family's share.
 
     .. math:: \mathrm{KL}(Q(z|X) \| P(z|X)) \;\ge\; \min_{q \in \mathcal Q} \mathrm{KL}(q \| P(z|X))
 
-    The difference of the sides is the amortisation gap, the right side the approximation gap. No
-    minimum is certain to be found: the gaps of posteriors of their own are upper bounds.
+    The right side is the approximation gap; the difference of the sides is the amortisation gap.
+    The search may miss the minimum, so the gaps of posteriors fitted to single images are upper
+    bounds.
 
     Args:
         vae: A model with two latent dimensions.
@@ -107,8 +108,9 @@ def gaps(
 
     Returns:
         Nats, each of shape ``(examples,)``: ``log_evidence``; ``gap`` of the encoder's posteriors;
-        ``refined_gap`` after `refine` began with them; ``diagonal_gap`` and ``full_gap`` of the
-        best diagonal and the best Gaussian that were found, from there and from the highest peak.
+        ``refined_gap`` of the posteriors that `refine` makes of these; ``diagonal_gap`` and
+        ``full_gap`` of the best diagonal Gaussian and of the best Gaussian found, with starts at
+        the encoder's posterior and at the highest peak of the exact posterior.
 
     Source: :cite:t:`cremer2018`.
 

@@ -1,7 +1,7 @@
-"""Codes on a line: where the codes of each digit lie, and what they tell about it.
+"""Codes in one dimension: their distribution by digit, and their information on the digit.
 
-A model with the prior N(0, 1) is put on (0, 10) by the prior's distribution function F, with the
-position 10 F(z), which changes no divergence.
+The prior's distribution function F carries a code z of a model with the prior N(0, 1) to the
+position 10 F(z) in (0, 10). This changes no divergence.
 """
 
 from typing import cast
@@ -16,7 +16,7 @@ from priormatch.models import VAE
 from priormatch.sample_quality import predict_proba
 
 BINS = 100
-"""Equal shares of the prior's mass in which the mass of each digit is given."""
+"""Number of bins for the mass of each digit; each has an equal share of the prior's mass."""
 
 DIGITS = 10
 
@@ -44,7 +44,7 @@ def density_by_digit(
     """
     shares = nn.functional.one_hot(labels, DIGITS).double() / len(labels)
     blocks = [
-        # Below exp(-700) a processor takes many times as long for what is lost in the sum.
+        # Below exp(-700) a processor takes many times as long, and the terms are lost in the sum.
         posterior.log_prob(some[:, None, None]).clamp(min=-700.0).exp() @ shares
         for some in nodes.double().split(_BLOCK)
     ]
@@ -104,7 +104,7 @@ def grid_of(prior: Independent, nodes: int) -> Grid:
 
 
 def information_on_the_digit(density: Float[Tensor, "digits nodes"], grid: Grid) -> float:
-    r"""Return I[k; z], what a code tells about the digit, by the midpoint rule.
+    r"""Return I[k; z], the information of a code on the digit, by the midpoint rule.
 
     .. math:: \Delta \sum_k \sum_i q(k, z_i) \ln \frac{q(k, z_i)}{q(k)\, q(z_i)}
 
@@ -132,7 +132,7 @@ def information_on_the_digit(density: Float[Tensor, "digits nodes"], grid: Grid)
 def decoded_digits(
     vae: VAE, classifier: nn.Module, positions: Float[Tensor, " positions"]
 ) -> Int[Tensor, " positions"]:
-    """Return the digits that a classifier sees in the decoder's means at positions in (0, 1).
+    """Return a classifier's digits of the decoder's means at positions in (0, 1).
 
     Args:
         vae: A model with one latent dimension.

@@ -21,7 +21,7 @@ from priormatch.estimate import Estimate, TooFewCodesError, average
 
 
 def mean_rate(aggregated: AggregatedPosterior) -> Float[Tensor, ""]:
-    """Return the average KL from N(0, I) of the mixture's posteriors, in nats: exact.
+    """Return the rate: the exact average KL of the mixture's posteriors from N(0, I), in nats.
 
     >>> mean_rate(AggregatedPosterior(torch.ones(3, 2), torch.ones(3, 2)))
     tensor(1.)
@@ -30,7 +30,7 @@ def mean_rate(aggregated: AggregatedPosterior) -> Float[Tensor, ""]:
 
 
 def rate_per_dimension(aggregated: AggregatedPosterior) -> Float[Tensor, " latent"]:
-    """Return the average KL from N(0, 1) of the posteriors in each latent dimension: exact.
+    """Return the exact average KL of the posteriors from N(0, 1) in each latent dimension.
 
     Args:
         aggregated: Mixture over the examples.
@@ -54,7 +54,7 @@ def active_units(aggregated: AggregatedPosterior, threshold: float = 0.01) -> in
 
     Args:
         aggregated: Mixture over the examples.
-        threshold: Variance from which a dimension counts.
+        threshold: Variance above which a dimension counts.
 
     Returns:
         A number of dimensions, exact for these examples.
@@ -71,7 +71,7 @@ def active_units(aggregated: AggregatedPosterior, threshold: float = 0.01) -> in
 
 
 def active_dimensions(aggregated: AggregatedPosterior, threshold: float = 0.01) -> list[int]:
-    """Return which latent dimensions `active_units` counts.
+    """Return the latent dimensions that `active_units` counts.
 
     Introduced in "The estimators on trial".
 
@@ -84,13 +84,13 @@ def active_dimensions(aggregated: AggregatedPosterior, threshold: float = 0.01) 
 
 
 def mean_square_per_dimension(aggregated: AggregatedPosterior) -> Float[Tensor, " latent"]:
-    r"""Return the mean square of the codes in each latent dimension: exact.
+    r"""Return the exact mean square of the codes in each latent dimension.
 
     .. math:: \frac1N \sum_n \left(\mu_{nj}^2 + \sigma_{nj}^2\right)
 
-    With linear layers next to the codes it is 1 in every dimension wherever the training loss is
-    stationary, for every weight of the rate: training that has converged has nothing to gain by
-    stretching an axis.
+    With linear layers next to the codes, it is 1 in every dimension wherever the training loss is
+    stationary. This holds for every weight of the rate: a training that has converged gains nothing
+    by stretching an axis.
 
     Args:
         aggregated: Mixture over the training examples.
@@ -114,9 +114,9 @@ def in_sample_kl(
 
     .. math:: \mathbb E_{z \sim \hat q} \left[\ln \hat q(z) - \ln p(z)\right]
 
-    Unbiased for this mixture of N posteriors, and in expectation above the population's KL: the
-    mixture knows its own examples. Its floor is rate - ln N, so it says nothing where the rate
-    comes near ln N.
+    Unbiased for this mixture of N posteriors. In expectation it is above the population's KL,
+    because the mixture knows its own examples. Its floor is rate - ln N, so it says nothing where
+    the rate comes near ln N.
 
     Args:
         aggregated: Mixture over the training examples.
@@ -172,10 +172,10 @@ def moment_bound(codes: Float[Tensor, "draws latent"]) -> Estimate:
     .. math:: \mathrm{KL}(\mathcal N(m, S) \| p) \le \mathrm{KL}(q \| p), \quad p = \mathcal N(0, I)
 
     Of all laws with mean m and covariance S the Gaussian has the largest entropy, so the bound
-    holds for every q and needs no density model. Moments of finitely many codes put the plug-in
-    estimate above its truth, by half a nat and more in a thousand dimensions. That bias is known
-    for Gaussian codes, from the expected log determinant of a Wishart matrix, and is taken out.
-    The standard error is the delta method's.
+    holds for every q and needs no density model. With finitely many codes the plug-in estimate is
+    too large, by half a nat and more in a thousand dimensions. For Gaussian codes this bias is
+    known, from the expected log determinant of a Wishart matrix, and it is subtracted. The standard
+    error is the delta method's.
 
     Args:
         codes: Independent draws of q, of shape ``(draws, latent)``, at least twice as many as
@@ -185,7 +185,7 @@ def moment_bound(codes: Float[Tensor, "draws latent"]) -> Estimate:
         Nats, a lower bound.
 
     Raises:
-        TooFewCodesError: There are fewer codes.
+        TooFewCodesError: There are fewer codes than that.
 
     Source: :cite:t:`anderson2003`, for the expected log determinant.
 
@@ -218,10 +218,10 @@ def hole_share(
     prior_draws: Float[Tensor, "others latent"],
     quantile: float = 0.01,
 ) -> Estimate:
-    r"""Estimate the share of the prior's mass that lies where q has next to none.
+    r"""Estimate the share of the prior's mass in holes, where q has next to none.
 
     A prior draw lies in a hole if its density is below that of all but a share `quantile` of the
-    held-out codes. A prior that matched would have that share of its draws there.
+    held-out codes. Under a match, that share of the prior draws lies in holes.
 
     Args:
         density: Density of the codes, made from training codes only.
@@ -230,7 +230,7 @@ def hole_share(
         quantile: Share of the held-out codes below the threshold.
 
     Returns:
-        A share in [0, 1]. Its standard error is that of the prior draws and of the threshold.
+        A share in [0, 1]. Its standard error covers both the prior draws and the threshold.
 
     Introduced in "The latent picture".
     """
@@ -241,7 +241,7 @@ def hole_share(
         return (of_prior < threshold).double().mean().item()
 
     share = share_below(of_codes.quantile(quantile))
-    # How far the threshold moves when the quantile moves by its own standard error.
+    # Held-out codes are a sample, so the threshold has an error that moves the share, too.
     wobble = math.sqrt(quantile * (1 - quantile) / len(codes))
     higher = share_below(of_codes.quantile(min(1.0, quantile + wobble)))
     lower = share_below(of_codes.quantile(max(0.0, quantile - wobble)))
@@ -268,8 +268,8 @@ def dimension_wise_kl(
 
     .. math:: \sum_j \mathbb E_{z_j \sim q_j} \left[\ln \hat q_j(z_j) - \ln p(z_j)\right]
 
-    It sees no dependence between dimensions. Each marginal of the training mixture is held
-    against codes that it has not seen; in one dimension it hardly overfits, by 0.0003 nats for
+    It does not measure dependence between dimensions. Each marginal of the training mixture is
+    evaluated at codes that it has not seen. In one dimension it hardly overfits: by 0.0003 nats for
     20,000 posteriors with a scale of 0.3.
 
     Args:
@@ -301,9 +301,10 @@ def total_correlation(
 
     .. math:: \mathbb E_{z \sim q} \Bigl[\ln r(z) - \sum_j \ln \hat q_j(z_j)\Bigr]
 
-    On the same codes, `dimension_wise_kl` and this add up to `held_out_kl` of the density r for
-    the prior N(0, I). The estimate loses KL(q || r), and gains the little by which the marginals
-    of the training mixture overfit, the sum of KL(q_j || q̂_j): its side is not certain.
+    On the same codes, `dimension_wise_kl` and this add up to `held_out_kl` of the density r for the
+    prior N(0, I). In expectation the estimate is too low by KL(q || r), and too high by the sum of
+    KL(q_j || q̂_j), the little by which the marginals of the training mixture overfit. So it is a
+    bound on neither side.
 
     Args:
         density: Distribution r, made from training codes only.
@@ -339,8 +340,8 @@ def _log_marginals(
 def _log_prob_on_a_line(
     marginal: AggregatedPosterior, codes: Float[Tensor, " draws"]
 ) -> Float[Tensor, " draws"]:
-    """Return log q(z) in one dimension, by a spline where that costs less than all components."""
-    # Codes from all parts of the data, where the spline is held against the mixture itself.
+    """Return log q(z) in one dimension, by a spline where that is cheaper than all components."""
+    # The spline is compared with the mixture itself, at codes from all parts of the data.
     checked = codes[:: max(1, len(codes) // 256)]
     exact = marginal.log_prob(checked[:, None])
     nodes = torch.linspace(codes.min().item(), codes.max().item(), 65, dtype=torch.float64)
@@ -358,13 +359,13 @@ def _log_prob_on_a_line(
 def reverse_kl(
     density: Distribution, prior_draws: Float[Tensor, "draws latent"], prior: Distribution
 ) -> Estimate:
-    r"""Estimate KL(p || r), what a sampler suffers that draws from p where r was wanted.
+    r"""Estimate KL(p || r), the cost of sampling the prior p in place of r, in nats.
 
     .. math:: \mathbb E_{z \sim p} \left[\ln p(z) - \ln r(z)\right]
 
-    Unbiased for r, and on no known side of KL(p || q): a density that is wrong where q has no
-    mass pays nothing for it on codes, and all of it here. Infinite, without a standard error, if
-    r is zero at a draw. Few draws can carry the average, so read it beside `thin_share`.
+    Unbiased for r, but on no known side of KL(p || q). Errors of r where q has no mass cost nothing
+    on codes, whereas here they count in full. Infinite, without a standard error, if r is zero at a
+    draw. A few draws can carry the average, so read it beside `thin_share`.
 
     Args:
         density: Distribution r, made from training codes only.
@@ -390,21 +391,21 @@ def thin_share(
     prior: Distribution,
     factor: float = 10.0,
 ) -> Estimate:
-    r"""Estimate the share of the prior's mass where the codes are much thinner than the prior.
+    r"""Estimate the share of the prior's mass where the density of codes is far below the prior's.
 
     .. math:: \Pr_{z \sim p} \left[r(z) < p(z) / 10\right]
 
-    Zero under a match, whereas `hole_share` is then its quantile.
+    Under a match it is zero, whereas `hole_share` equals its quantile.
 
     Args:
         density: Distribution r, made from training codes only.
         prior_draws: Draws from the prior, of shape ``(draws, latent)``.
         prior: The prior p.
-        factor: How many times thinner.
+        factor: How many times lower the density of codes must be.
 
     Returns:
-        A share in [0, 1]. Its standard error is binomial after two draws more of either kind, so
-        that no draw at all does not pass for certainty: 1.4 / draws.
+        A share in [0, 1]. Its standard error is binomial, computed with two more draws of either
+        kind. So a share of zero has an error, too: 1.4 / draws.
 
     Source: :cite:t:`agresti1998`, for the two draws.
 
@@ -419,7 +420,7 @@ def thin_share(
 
 
 def _share(found: Bool[Tensor, " draws"]) -> Estimate:
-    """Return the share of draws for which something holds, with an error that is never zero."""
+    """Return the share of draws that are marked true, with an error that is never zero."""
     draws = len(found)
     cautious = (found.sum().item() + 2) / (draws + 4)
     error = math.sqrt(cautious * (1 - cautious) / (draws + 4))
@@ -427,11 +428,11 @@ def _share(found: Bool[Tensor, " draws"]) -> Estimate:
 
 
 class NearestPatch(NamedTuple):
-    """How close codes lie to the posterior that is nearest to them.
+    """Closeness of codes to the nearest posterior of each.
 
     Attributes:
         share: Share of the codes inside the 99 % ellipsoid of some posterior.
-        distance: Median distance to the nearest posterior, in that one's own scales.
+        distance: Median distance to the nearest posterior, in scales of that posterior.
     """
 
     share: Estimate
@@ -446,8 +447,8 @@ def nearest_patch(
     .. math:: \Pr_z \left[\min_n \sum_j (z_j - \mu_{nj})^2 / \sigma_{nj}^2
               \le F^{-1}_{\chi^2_d}(0.99)\right]
 
-    Give it draws of the prior, and held-out codes to compare with. A code of the mixture itself has
-    a share of at least 0.99.
+    Pass draws of the prior, and held-out codes for comparison. Codes of the mixture itself have a
+    share of at least 0.99.
 
     Args:
         aggregated: Mixture over the training examples.
@@ -465,7 +466,7 @@ def nearest_patch(
     """
     distances = aggregated.distance_to_nearest(codes).double()
     radius = math.sqrt(chi2.ppf(mass, codes.shape[1]))
-    # Half the width of the interval between the order statistics one deviation off the median.
+    # The error is half the distance between the quantiles one deviation below and above the median.
     wobble = 0.5 / math.sqrt(len(distances))
     levels = torch.tensor([max(0.0, 0.5 - wobble), 0.5, min(1.0, 0.5 + wobble)]).double()
     low, median, high = distances.quantile(levels).tolist()

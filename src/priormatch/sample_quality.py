@@ -1,4 +1,4 @@
-"""What drawn pictures are worth, judged by the classes and the features of a classifier."""
+"""Quality of drawn pictures, measured by the classes and the features of a classifier."""
 
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ def predict_proba(
 
 
 def is_correct(classifier: nn.Module, digits: Digits) -> Float[Tensor, " examples"]:
-    """Return 1 for each image whose digit the classifier names, else 0.
+    """Return 1 for each image that the classifier gets right, else 0.
 
     Args:
         classifier: Maps ``(images, 784)`` to ``(images, 10)`` logits.
@@ -47,11 +47,11 @@ def is_correct(classifier: nn.Module, digits: Digits) -> Float[Tensor, " example
 def features(
     classifier: nn.Sequential, images: Float[Tensor, "images 784"], chunk: int = 1_000
 ) -> Float[Tensor, "images features"]:
-    """Return what the classifier's last layer reads: 64 numbers a picture, none negative.
+    """Return the inputs of the classifier's last layer: 64 numbers a picture, none negative.
 
     Args:
         classifier: A `DigitClassifier`.
-        images: Grey or binary pictures, values in [0, 1]; compare only one kind with itself.
+        images: Grey or binary pictures, values in [0, 1]; compare only pictures of one kind.
         chunk: Images read at a time.
 
     Introduced in "Sampling the quilt".
@@ -73,7 +73,7 @@ def frechet_between_gaussians(
 
     Args:
         first_mean: Mean of one of them.
-        first_covariance: Its covariance; singular ones are welcome.
+        first_covariance: Its covariance, which may be singular.
         second_mean: Mean of the other.
         second_covariance: Its covariance.
 
@@ -99,9 +99,10 @@ def frechet_distance(
 ) -> Estimate:
     """Estimate the Fréchet distance between Gaussians with the moments of two sets of features.
 
-    It grows with every error in the moments, so its expectation is too large, and the more so the
-    fewer pictures there are: compare numbers of equally many pictures, and with the distance of
-    two sets of real ones. Other features give other numbers, so this one is no FID.
+    Errors in the moments make it larger, so its expectation is too large, and the more so the fewer
+    pictures there are. Compare distances only between sets of equally many pictures, and take the
+    distance of two sets of real ones for reference. Other features give other distances, so this is
+    not the FID.
 
     Args:
         drawn: Features of drawn pictures.
@@ -136,8 +137,8 @@ class PrecisionRecall(NamedTuple):
     """Shares of pictures that look like some picture of the other set.
 
     Attributes:
-        precision: Of the drawn pictures, those that lie where real ones do.
-        recall: Of the real pictures, those that lie where drawn ones do.
+        precision: Share of the drawn pictures that lie where real ones do.
+        recall: Share of the real pictures that lie where drawn ones do.
     """
 
     precision: Estimate
@@ -149,15 +150,16 @@ def precision_and_recall(
     real: Float[Tensor, "examples features"],
     neighbours: int = 3,
 ) -> PrecisionRecall:
-    """Estimate which share of drawn pictures looks real, and which of real ones can be drawn.
+    """Estimate the share of drawn pictures that look real, and of real ones that can be drawn.
 
-    A picture lies where those of a set do if it is no further from one of them than that one's
-    third nearest neighbour in the set is. Two sets of real pictures do not reach 1.
+    Around each picture of a set lies a ball that reaches its third nearest neighbour in the set. A
+    picture lies where those of the set do if it is in one of these balls. Two sets of real pictures
+    do not reach 1.
 
     Args:
         drawn: Features of drawn pictures.
         real: Features of real pictures; both shares depend on how many there are of each.
-        neighbours: How many neighbours make the radius around a picture.
+        neighbours: Rank of the neighbour that sets the radius of a ball.
 
     Returns:
         Shares; the standard errors are those of counts, with the other set given.
@@ -172,7 +174,7 @@ def precision_and_recall(
 
 
 def _is_covered(points: Tensor, others: Tensor, neighbours: int) -> Tensor:
-    # Each point is the nearest one of itself, hence one neighbour more.
+    # Each point is its own nearest neighbour, hence one more.
     index = NearestNeighbors(n_neighbors=neighbours + 1, algorithm="brute").fit(others.numpy())
     radii = torch.from_numpy(index.kneighbors(others.numpy())[0][:, -1]).to(others)
     return torch.cat(
@@ -186,7 +188,7 @@ def class_imbalance(
     seed: int = 0,
     repetitions: int = 2_000,
 ) -> Statistic:
-    r"""Estimate how far the classes of drawn pictures are from those of real ones.
+    r"""Estimate the total variation between the classes of drawn and of real pictures.
 
     .. math:: \tfrac12 \sum_c |\hat p_c - \hat q_c|
 
@@ -231,8 +233,8 @@ def nearest_distances(
 
     Args:
         images: Pictures, for instance drawn ones.
-        others: Pictures of the same kind, for instance the training images. Means of a decoder
-            are nearer to anything than binary pictures: compare binary with binary.
+        others: Pictures of the same kind, for instance the training images. A decoder's means are
+            nearer to any picture than binary pictures are, so compare binary with binary.
 
     Returns:
         For binary pictures the number of pixels that differ, of shape ``(images,)``.

@@ -1,4 +1,4 @@
-"""What to sample in place of N(0, I), and how to compare samplers draw by draw."""
+"""Samplers in place of N(0, I), and a map that compares them draw by draw."""
 
 import functools
 import time
@@ -27,8 +27,8 @@ class Sampler(NamedTuple):
     """A distribution to sample in place of the prior.
 
     Attributes:
-        density: With ``log_prob`` and ``sample``.
-        seconds: What it took to fit, on one thread.
+        density: Distribution with ``log_prob`` and ``sample``.
+        seconds: Time of the fit, on one thread.
     """
 
     density: Distribution
@@ -42,13 +42,13 @@ def fit_samplers(
     validation_codes: Float[Tensor, "others latent"],
     seed: int = 0,
 ) -> dict[str, Sampler]:
-    """Fit each sampler to the training codes, and take the time.
+    """Fit each sampler to the training codes, and time each fit.
 
     Args:
-        prior: What the model was trained with.
+        prior: Prior that the model was trained with.
         aggregated: Aggregated posterior of the training examples.
         codes: Draws of the training posteriors, of shape ``(draws, latent)``.
-        validation_codes: Codes that tell when the flow should have stopped.
+        validation_codes: Codes on which the state of the flow is chosen.
         seed: Decides the fits.
 
     Returns:
@@ -75,7 +75,7 @@ def fit_samplers(
 
 
 def sample(density: Distribution, draws: int, seed: int = 0) -> Float[Tensor, "draws latent"]:
-    """Draw from any distribution, with a seed and without a trace in the global generator.
+    """Draw from any distribution with a seed, and leave torch's global generator as it was.
 
     Introduced in "Sampling the quilt".
     """
@@ -87,13 +87,13 @@ def sample(density: Distribution, draws: int, seed: int = 0) -> Float[Tensor, "d
 def inverse_rosenblatt(
     density: Distribution, noise: Float[Tensor, "draws latent"]
 ) -> Float[Tensor, "draws latent"]:
-    r"""Carry draws of N(0, I) to those of another distribution, quantile by quantile.
+    r"""Map draws of N(0, I) to draws of another distribution, quantile by quantile.
 
     .. math:: z_j = F^{-1}_j\left(\Phi(\varepsilon_j) \mid z_1, \dots, z_{j-1}\right)
 
-    Here F is the distribution function of one latent dimension given those before it. So two
-    samplers can be compared picture by picture. A flow has a map of its own, which is used. The
-    draws follow the density, and N(0, I) itself gives back the noise.
+    Here F_j is the distribution function of latent dimension j, given those before it. With the
+    same noise, two samplers can be compared picture by picture. A flow has a map of its own, which
+    is used instead. The draws follow the density. The map of N(0, I) itself returns the noise.
 
     Args:
         density: N(0, I), a Gaussian, a mixture of Gaussians, a flow, or one of them padded.
@@ -133,7 +133,7 @@ def inverse_rosenblatt(
 def _mixture_inverse_rosenblatt(density: MixtureSameFamily, noise: Tensor) -> Tensor:
     parts: Any = density.component_distribution
     means, factors = parts.loc.double(), parts.scale_tril.double()
-    # Of each component: its weight given the dimensions before, and its own standardised draw.
+    # For each component: its weight given the dimensions before, and the draw in its own units.
     log_weights = density.mixture_distribution.logits.double().expand(len(noise), -1)
     own = torch.zeros(len(noise), len(means), 0, dtype=torch.float64)
     codes = []

@@ -1,6 +1,6 @@
 """Two-sample tests of the codes against N(0, I): second opinions that need no density.
 
-Each has a null band: what it shows where the codes match the prior.
+A null band holds 95 % of a test's values where the codes match the prior.
 """
 
 import math
@@ -25,13 +25,14 @@ from priormatch.estimate import Estimate, Statistic, average
 
 
 class ClassifierTest(NamedTuple):
-    """How well a classifier tells codes from prior draws, on those that it has not seen.
+    """Results of a classifier of codes and prior draws, on those that it has not seen.
 
     Attributes:
-        accuracy: Share of its right answers; 1/2 under a match, and at most the best classifier's.
-        auc: How often it gives a code a higher score than a prior draw; 1/2 under a match.
+        accuracy: Share of right answers; 1/2 under a match, and at most that of the best
+            classifier.
+        auc: Share of pairs in which the code scores higher than the prior draw; 1/2 under a match.
         total_variation: Lower bound on the total variation between q and p, in [0, 1].
-        kl: Lower bound on KL(q || p) that follows, in nats.
+        kl: Lower bound on KL(q || p) that follows from it, in nats.
     """
 
     accuracy: Statistic
@@ -45,16 +46,16 @@ def classifier_test(
     prior_draws: Float[Tensor, "draws latent"],
     seed: int = 0,
 ) -> ClassifierTest:
-    r"""Train a classifier to tell codes from prior draws on one half, and test it on the other.
+    r"""Train a classifier of codes and prior draws on one half of them, and test it on the other.
 
     .. math:: 2 \cdot \text{accuracy} - 1 \le \mathrm{TV}(q, p)
               \le \sqrt{\tfrac12 \mathrm{KL}(q \| p)}
 
-    The first step holds for every classifier, the second is Pinsker's inequality. The halves are
-    drawn at random, for examples often come in an order that a classifier would learn. There is
-    one split and no cross-validation, whose answers depend on each other: under a match they
-    spread up to 1.5 times as wide as a binomial. The classifier averages gradient-boosted trees,
-    which see sharp edges, and a small network, which sees rotated structure.
+    The first inequality holds for every classifier, the second is Pinsker's. The halves are drawn
+    at random, because examples often come in an order that a classifier would learn. There is one
+    split and no cross-validation. Answers of a cross-validation depend on each other: under a match
+    they spread up to 1.5 times as wide as a binomial. The classifier averages gradient-boosted
+    trees, which see sharp edges, and a small network, which sees rotated structure.
 
     Args:
         codes: One draw from the posterior of each held-out example, of shape ``(draws, latent)``.
@@ -84,7 +85,7 @@ def classifier_test(
     train, test = train_test_split(np.arange(len(codes)), test_size=0.5, random_state=seed)
     seen = torch.cat([codes[train], prior_draws[train]]).numpy()
     with warnings.catch_warnings():
-        # The number of passes is a choice, and guards against overfitting.
+        # Few passes guard against overfitting, so not to converge is no failure.
         warnings.simplefilter("ignore", ConvergenceWarning)
         classifier = _classifier(seed).fit(seen, np.repeat([1, 0], len(train)))
     unseen = torch.cat([codes[test], prior_draws[test]]).numpy()
@@ -108,9 +109,9 @@ def _classifier(seed: int) -> VotingClassifier:
 def _two_sample(
     of_codes: Float[Tensor, " pairs"], of_prior: Float[Tensor, " pairs"]
 ) -> ClassifierTest:
-    """Return what the scores, probabilities of being a code, tell about two samples."""
+    """Return the results of a classifier from its scores, the probabilities of being a code."""
     pairs = len(of_codes)
-    # Codes and prior draws follow two laws, but pairs of them one: their spread gives the error.
+    # Codes and prior draws follow two laws, but pairs of them one, so the error is that of pairs.
     accuracy = average(((of_codes > 0.5).double() + (of_prior <= 0.5).double()) / 2, "lower")
     total_variation = Estimate(2 * accuracy.value - 1, 2 * accuracy.standard_error, "lower")
     return ClassifierTest(
@@ -158,8 +159,8 @@ def sliced_wasserstein(
 
     .. math:: \frac1K \sum_k \int \left|F_{u_k \cdot z}(t) - \Phi(t)\right| dt
 
-    A picture and never a verdict: a projection adds up latent dimensions, and sums of many look
-    normal whatever the terms are.
+    It gives a picture and never a verdict: a projection adds up latent dimensions, and a sum of
+    many looks normal, whatever its terms are.
 
     Args:
         codes: Independent draws of q, of shape ``(draws, latent)``.
@@ -183,7 +184,7 @@ def sliced_wasserstein(
     # mass lies too far to the right, and -1 where it lies too far to the left.
     steps = gaps.sign() * ordered.diff(dim=0, prepend=ordered[:1])
     influence = torch.zeros_like(steps).scatter_(0, order, steps.cumsum(0)).mean(1)
-    # Under a match the distance shrinks with the root of the number of codes: few show its law.
+    # Under a match the distance shrinks with the root of the number of codes: few give its law.
     few = min(draws, 500)
     matched = torch.stack(
         [torch.randn((few, latent), generator=generator) @ axes for _ in range(200)]
@@ -197,14 +198,14 @@ def sliced_wasserstein(
 def _gaps(
     ordered: Float[Tensor, "*batch draws directions"],
 ) -> Float[Tensor, "*batch draws directions"]:
-    """Return how far to the right of the quantiles of N(0, 1) the sorted projections lie."""
+    """Return the sorted projections less the quantiles of N(0, 1)."""
     draws = ordered.shape[-2]
     levels = (torch.arange(draws, dtype=torch.float64) + 0.5) / draws
     return ordered - Normal(0.0, 1.0).icdf(levels).float()[:, None]
 
 
 class Radius(NamedTuple):
-    """How far the codes lie from the origin.
+    """Statistics of the codes' distance from the origin.
 
     Attributes:
         mean_square: Average squared radius; d under a match.
@@ -217,12 +218,13 @@ class Radius(NamedTuple):
 
 
 def radius(codes: Float[Tensor, "draws latent"]) -> Radius:
-    r"""Hold the squared radii of the codes against chi-square, their law under N(0, I).
+    r"""Compare the squared radii of the codes with chi-square, their law under N(0, I).
 
     .. math:: \frac1n \sum_i |z_i|^2, \qquad
               \sup_t \left|\hat F_{|z|^2}(t) - F_{\chi^2_d}(t)\right|
 
-    A picture and never a verdict: it sees no direction, and a shell of the right thickness passes.
+    It gives a picture and never a verdict: directions do not enter, and a shell of the right
+    thickness passes.
 
     Args:
         codes: Independent draws of q, of shape ``(draws, latent)``.
@@ -248,7 +250,7 @@ def radius(codes: Float[Tensor, "draws latent"]) -> Radius:
     return Radius(mean_square, distance)
 
 
-# Pairs with each of so many posteriors at a time: 24 MB in double precision.
+# Posteriors of a block, each paired with all others: 24 MB in double precision.
 _PAIRS = 1_000
 
 
@@ -263,10 +265,10 @@ def squared_mmd(
     .. math:: \frac{1}{N (N - 1)} \sum_{n \ne m} k_{nm} - \frac2N \sum_n c_n
               + (1 + 2 \beta^2)^{-d / 2}
 
-    Here k_nm is the mean of the kernel ``exp(-beta^2 |x - y|^2 / 2)`` over draws of two posteriors,
-    and c_n that over a draw of one of them and one of N(0, I). For Gaussians both are closed, so
-    neither draws nor a density are needed. Leaving out n = m makes the estimate unbiased for the
-    law that the examples come from, in any dimension: it has no floor at ln N.
+    Here k_nm is the mean of the kernel ``exp(-beta^2 |x - y|^2 / 2)`` over draws of posteriors n
+    and m, and c_n is its mean over draws of posterior n and of N(0, I). For Gaussians both have
+    closed forms, so neither draws nor a density are needed. Leaving out n = m makes the estimate
+    unbiased for the law that the examples come from, in any dimension. So it has no floor at ln N.
 
     Args:
         aggregated: Mixture over examples.
@@ -309,8 +311,8 @@ def squared_mmd(
     mean_square = (square_sum - with_itself.square().sum().item()) / pairs
     value = with_others.mean() - 2 * with_prior.mean()
     prior_alone = (1 + 2 * square) ** (-latent / 2)
-    # Hoeffding's two terms. Under a match the first is zero and the second alone is left, but the
-    # estimate of the first has the second's noise in it, twice.
+    # The variance has Hoeffding's two terms. Under a match the first is zero and the second alone
+    # is left. But the estimate of the first contains the noise of the second, twice.
     linear = 4 * (with_others - with_prior).var().item() / number
     mean_square -= with_others.mean().item() ** 2 + 2 * with_others.var().item()
     second = 2 * max(0.0, mean_square) / pairs

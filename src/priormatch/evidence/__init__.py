@@ -1,9 +1,10 @@
 """The evidence log P(X) of a model: bounded from draws in any dimension, exact in one and two.
 
 The evidence exceeds the ELBO by the inference gap KL(Q(z|X) || P(z|X)). Importance weights bound
-the evidence from below, on the draws that estimate the ELBO. They do not see what the encoder does
-not know of; quadrature does, and gives the exact posterior P(z|X) as well.
-The prior may be any distribution: to put a density r in the place of p, make the model anew with
+the evidence from below, with the same draws that estimate the ELBO. They miss modes of the exact
+posterior P(z|X) at which the encoder draws no codes. Quadrature sees these modes, and gives the
+exact posterior as well.
+The prior may be any distribution: to replace p by a density r, make a new model with
 ``VAE(vae.encoder, vae.decoder, r)``.
 """
 

@@ -19,11 +19,12 @@ class Grid:
     Attributes:
         lower: Lower limits, of one or two latent dimensions.
         upper: Upper limits; the last node of a dimension is the one nearest to its limit.
-        spacing: Distance of neighbouring nodes. The trapezoid rule is all but exact for a Gaussian
-            posterior whose scale is no smaller than the spacing.
+        spacing: Distance between neighbouring nodes. The trapezoid rule is all but exact for a
+            Gaussian posterior whose scale is no smaller than the spacing.
 
     Raises:
-        ValueError: There are other than one or two dimensions, or fewer than two nodes along one.
+        ValueError: There are not one or two dimensions, or there are fewer than two nodes along one
+            of them.
 
     Introduced in "The estimators on trial".
 
@@ -54,19 +55,19 @@ class Grid:
 
     @property
     def nodes(self) -> Float[Tensor, "nodes latent"]:
-        """All nodes; the last latent dimension runs fastest, so that `shape` reshapes them."""
+        """All nodes; the last latent dimension runs fastest, so that they reshape to `shape`."""
         return self.nodes_at(product(*(torch.arange(count) for count in self.shape)))
 
     def nodes_at(self, steps: Int[Tensor, "some latent"]) -> Float[Tensor, "some latent"]:
-        """Return the nodes that lie so many steps from the lower limits, in double precision."""
+        """Return the nodes at so many steps from the lower limits, in double precision."""
         return torch.tensor(self.lower, dtype=torch.float64) + self.spacing * steps.double()
 
     def positions_at(self, steps: Int[Tensor, "some latent"]) -> Int[Tensor, " some"]:
-        """Return where in `nodes` the nodes stand that lie so many steps from the lower limits."""
+        """Return the indices in `nodes` of the nodes at so many steps from the lower limits."""
         strides = [math.prod(self.shape[later:]) for later in range(1, len(self.shape) + 1)]
         return (steps * torch.tensor(strides)).sum(1)
 
 
 def product(*axes: Shaped[Tensor, " _"]) -> Shaped[Tensor, "nodes axes"]:
-    """Return all combinations of the numbers on some axes; the last axis runs fastest."""
+    """Return the Cartesian product of some axes; the last axis runs fastest."""
     return torch.cartesian_prod(*axes).reshape(-1, len(axes))

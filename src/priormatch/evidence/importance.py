@@ -17,7 +17,7 @@ from priormatch.models import VAE, draw
 # Codes decoded at a time: their 784 pixels take 6 MB in single precision.
 _CODES = 2_000
 
-# Draws whose largest weights can be fitted by a Pareto law.
+# Fewest draws to whose largest weights a Pareto law can be fitted.
 _FEWEST_FOR_A_TAIL = 25
 
 
@@ -28,9 +28,10 @@ class ImportanceBounds(NamedTuple):
         log_evidence: Logarithm of the mean importance weight.
         elbo: Mean of the logarithms of the weights: an unbiased estimate of the ELBO.
         effective_draws: Effective number of draws, from 1 to the number drawn. Near 1 a single draw
-            carries the bound; a large number is no proof that no mode was missed.
-        pareto_k: Shape of the generalised Pareto law of the largest weights. Up to 0.7 the bound
-            has a reliable error; above, a few draws carry it. Infinite with fewer than 25 draws.
+            carries the bound. A large number does not prove that no mode was missed.
+        pareto_k: Shape of the generalised Pareto law of the largest weights. Up to 0.7 the error of
+            the bound is reliable; above, a few draws carry the bound. Infinite with fewer than 25
+            draws.
     """
 
     log_evidence: Float[Tensor, " examples"]
@@ -40,7 +41,7 @@ class ImportanceBounds(NamedTuple):
 
     @property
     def gap(self) -> Float[Tensor, " examples"]:
-        """The inference gap as far as the draws see it: never negative, too small on average."""
+        """Estimate of the inference gap: never negative, too small in expectation."""
         return self.log_evidence - self.elbo
 
 
@@ -50,12 +51,12 @@ def importance_bounds(
     draws: int,
     generator: torch.Generator,
 ) -> ImportanceBounds:
-    r"""Bound the evidence of each image by importance weights of draws of its posterior.
+    r"""Bound the evidence of each image from below by importance weights of posterior draws.
 
     .. math:: \log \frac1K \sum_{k=1}^K w_k, \quad
               w_k = \frac{P(X|z_k) \, p(z_k)}{Q(z_k|X)}, \quad z_k \sim Q(z|X)
 
-    At most log P(X) in expectation, and closer to it with every further draw.
+    In expectation it is at most log P(X), and closer to it with every further draw.
 
     Args:
         vae: The model, with any prior.
@@ -64,7 +65,7 @@ def importance_bounds(
         generator: Source of the draws.
 
     Returns:
-        Bounds and effective draws, each of shape ``(examples,)``, in double precision.
+        Bounds and their diagnostics, each of shape ``(examples,)``, in double precision.
 
     Source: :cite:t:`burda2016`; :cite:t:`vehtari2024` for the Pareto law, as in arviz-stats.
 
@@ -90,7 +91,7 @@ def importance_bounds_by_prior(
         images: Pixels in {0, 1}, of shape ``(examples, pixels)``.
         draws: Draws of each posterior.
         generator: Source of the draws.
-        batch: Codes decoded at a time; which draws an image gets depends on it.
+        batch: Codes decoded at a time; the draws that an image gets depend on it.
 
     Returns:
         Bounds by the name of the prior.
@@ -133,18 +134,18 @@ def _pareto_k(log_weights: Float[Tensor, "draws examples"]) -> Float[Tensor, " e
     if draws < _FEWEST_FOR_A_TAIL:
         return torch.full_like(log_weights[0], math.inf)
     with warnings.catch_warnings():
-        # The number itself says whether it is too large.
+        # The warning of a large k repeats the returned number.
         warnings.simplefilter("ignore", UserWarning)
-        # It takes log-likelihoods, of which log weights are the negatives.
+        # The function expects log-likelihoods, the negatives of log weights.
         _, shapes = array_stats.psislw(-log_weights.numpy(), axis=0)
     return torch.as_tensor(np.atleast_1d(shapes), dtype=torch.float64)
 
 
 def average_bounds(bounds: ImportanceBounds) -> dict[str, Estimate]:
-    """Return the means over the images by name; the standard errors are over the images.
+    """Return the mean of each bound over the images, by name, with its error over the images.
 
-    The evidence, the ELBO and the gap, in nats, lie below the truth in expectation. The reliable
-    share is that of the images whose `pareto_k` is at most 0.7.
+    In expectation the evidence, the ELBO and the gap, in nats, are lower bounds. The reliable share
+    is the share of the images whose `pareto_k` is at most 0.7.
     """
     return {
         "log_evidence": average(bounds.log_evidence, "lower"),

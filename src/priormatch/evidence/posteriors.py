@@ -25,8 +25,8 @@ def exact_posteriors(
     Args:
         vae: The model.
         images: Pixels, of shape ``(examples, pixels)``.
-        log_evidence: Their evidence from `exact_inference`, on whatever grid.
-        grid: Where to look: the whole latent space or a window.
+        log_evidence: Their evidence from `exact_inference`, on any grid.
+        grid: Nodes at which to evaluate: over the whole latent space or in a window.
 
     Returns:
         Densities of shape ``(examples, nodes)``, in double precision; those below exp(-20) times
@@ -55,14 +55,14 @@ def aggregated_exact_posterior(
 
     .. math:: \frac1N \sum_{n=1}^N P(z|x_n)
 
-    Its expectation over images that the model itself draws is the prior. Memory does not hold the
-    posteriors of all images at once.
+    Its expectation over images that the model itself draws is the prior. The posteriors of all
+    images are never in memory at once.
 
     Args:
         vae: The model.
         images: Pixels, of shape ``(examples, pixels)``.
-        log_evidence: Their evidence from `exact_inference`, on whatever grid.
-        grid: Where to look.
+        log_evidence: Their evidence from `exact_inference`, on any grid.
+        grid: Nodes at which to evaluate.
 
     Returns:
         Density of shape ``(nodes,)``, in double precision.

@@ -34,23 +34,23 @@ _CUTOFF_NATS = 20.0
 # Largest share of an exact posterior on the border of a grid that reaches far enough.
 _MAX_BORDER_SHARE = 1e-6
 
-# Largest mean refinement error of a grid that no tolerance refines.
+# Largest mean refinement error, in nats, where no tolerance is given.
 _MAX_MEAN_ERROR = 0.5
 
-# Largest refinement error of an image where means over images are asked for. Of single images of
-# the question's model it leaves 19 in 20 right within 0.02 nats and all of fifty within 0.04.
-# Errors of images cancel, so that the mean of a thousand is right within 0.001.
+# Largest refinement error of an image, in nats, for means over images. With it, the evidence of 19
+# in 20 images of the question's model is right within 0.02 nats, and that of all of fifty within
+# 0.04. Errors of images cancel, so that the mean of a thousand is right within 0.001.
 _MEAN_TOLERANCE = 0.3
 
-# How often a spacing is halved at most: a 64th of it takes 4,096 times the nodes.
+# Most halvings of a spacing: the last makes it a 64th, with 4,096 times the nodes.
 _MAX_REFINEMENTS = 6
 
 # Half widths of the squares on which exact posteriors are sought, in prior standard deviations.
 _HALF_WIDTHS = (7.0, 14.0, 28.0)
 
-# Gauss-Hermite nodes a side: exact for polynomials up to degree 23. Rectifiers put kinks into
-# log P(X|z): beside 96 nodes a side, the ELBO of 19 in 20 images of a trained model is right within
-# 0.02 nats, and the mean over 200 is off by 0.0006 ± 0.0007.
+# Gauss-Hermite nodes a side: exact for polynomials up to degree 23. But rectifiers put kinks into
+# log P(X|z). Compared with 96 nodes a side, the ELBO of 19 in 20 images of a trained model is right
+# within 0.02 nats, and the mean over 200 images is off by 0.0006 ± 0.0007.
 _HERMITE = 12
 
 
@@ -65,8 +65,8 @@ class ExactInference(NamedTuple):
         log_evidence: log P(X), by the trapezoid rule on a grid.
         elbo: The ELBO, by the Gauss-Hermite rule on nodes around the mean of Q(z|X).
         refinement_error: Largest change of `log_evidence` if only every second node along each
-            latent dimension were there. As a rule it is more than the error: five to ten times for
-            a network of rectifiers, and far more where log P(X|z) is smooth.
+            latent dimension is summed. As a rule it exceeds the error: five to ten times for a
+            network of rectifiers, and far more where log P(X|z) is smooth.
     """
 
     log_evidence: Float[Tensor, " examples"]
@@ -86,34 +86,33 @@ def exact_inference(
     grid: Grid,
     tolerance: float = math.inf,
 ) -> ExactInference:
-    r"""Integrate over the codes of each image: exact up to the spacing of the nodes.
+    r"""Compute the evidence of each image, exact up to the spacing of the nodes, and its ELBO.
 
     .. math:: \log P(X) = \log \int P(X|z) \, p(z) \, dz, \qquad
               \mathrm{KL}(Q(z|X) \| P(z|X)) = \log P(X) - \mathrm{ELBO}
 
-    Of each image only the parts of the grid within 20 nats of its best node are summed. Memory
-    grows by some ten kilobytes with each image. A thousand images of Bernoulli pixels take
-    seconds; other likelihoods are slower, because they are no matrix product.
+    For each image, only the patches of the grid within 20 nats of its best node are summed. Each
+    image takes some ten kilobytes of memory. A thousand images of Bernoulli pixels take seconds;
+    other likelihoods are slower, because they are not a matrix product.
 
-    With a tolerance, images whose evidence the spacing leaves uncertain are summed again with half
-    of it, and so on. With 0.001, halving further moved no image of our models by as much; it takes
-    a fraction of a second an image. The ELBO, and so the gap of a single image, is no closer for
-    it.
+    With a tolerance, images with a larger refinement error are summed again at half the spacing,
+    and so on. With a tolerance of 0.001, halving further moved no image of our models by as much;
+    this takes a fraction of a second per image. The tolerance does not make the ELBO more exact,
+    nor, therefore, the gap of a single image.
 
     Args:
         vae: The model, with any prior over one or two latent dimensions.
         images: Pixels in {0, 1}, of shape ``(examples, pixels)``.
-        grid: Nodes, as far out and as close as the exact posteriors demand.
+        grid: Nodes, as far out and as close together as the exact posteriors require.
         tolerance: Largest refinement error of an image, in nats.
 
     Returns:
-        Evidence, ELBO and a check of the spacing, each of shape ``(examples,)``, in double
-        precision.
+        Evidence, ELBO and refinement error, each of shape ``(examples,)``, in double precision.
 
     Raises:
         GridError: An exact posterior reaches the border of the grid, or its refinement error shows
-            that it is too narrow for the spacing or the tolerance. A mode that falls between the
-            nodes tried is not seen.
+            that it is too narrow for the spacing or the tolerance. A mode between the nodes tried
+            goes unnoticed.
         ValueError: The grid has another number of dimensions than the prior.
 
     Introduced in "Why the mixture nearly matches".
@@ -167,7 +166,7 @@ def exact_inference_in_the_plane(
 ) -> ExactInference:
     """Evaluate `exact_inference` on a square wide enough for the exact posteriors.
 
-    The lighter the weight of the rate in training, the further out they lie.
+    The less the rate weighed in training, the further out the exact posteriors lie.
 
     Args:
         vae: A model with two latent dimensions.
@@ -176,10 +175,11 @@ def exact_inference_in_the_plane(
             images.
 
     Returns:
-        Evidence, ELBO and a check of the spacing, each of shape ``(examples,)``.
+        Evidence, ELBO and refinement error, each of shape ``(examples,)``.
 
     Raises:
-        GridError: They lie further out than 28 prior standard deviations, or are too narrow.
+        GridError: Exact posteriors lie further out than 28 prior standard deviations, or are too
+            narrow.
 
     Introduced in "The KL term".
     """
@@ -194,14 +194,14 @@ def exact_inference_in_the_plane(
 def exact_elbo(
     vae: VAE, images: Float[Tensor, "examples pixels"], posteriors: Distribution
 ) -> Float[Tensor, " examples"]:
-    r"""Return the ELBO of each image with a Gaussian posterior of its own, without draws.
+    r"""Return the ELBO of each image under its own Gaussian posterior, by quadrature.
 
     .. math:: \mathbb E_{q(z)} \left[\log P(X|z) + \log p(z) - \log q(z)\right]
 
     The expectation is a sum over the nodes of the Gauss-Hermite rule, 12 along each dimension.
 
     Args:
-        vae: The decoder and any prior, over one or two latent dimensions; the encoder is not asked.
+        vae: The decoder and any prior, over one or two latent dimensions; the encoder is not used.
         images: Pixels, of shape ``(examples, pixels)``.
         posteriors: A Gaussian for each image, diagonal or with a full covariance, such as
             ``vae.posterior(images)``.
@@ -234,7 +234,7 @@ def likeliest_nodes(
     Args:
         vae: The model.
         images: Pixels, of shape ``(examples, pixels)``.
-        grid: Where to look.
+        grid: Nodes to search.
 
     Returns:
         Codes of shape ``(examples, latent)``.
@@ -252,7 +252,7 @@ def likeliest_nodes(
 
 
 def kl_on_grid(density: Float[Tensor, " nodes"], prior: Distribution, grid: Grid) -> float:
-    r"""Return the KL from the prior of a density that is known at the nodes of a grid.
+    r"""Return the KL of a density from the prior, with the density given at the nodes of a grid.
 
     .. math:: \int q(z) \left[\ln q(z) - \ln p(z)\right] dz
 
@@ -262,8 +262,9 @@ def kl_on_grid(density: Float[Tensor, " nodes"], prior: Distribution, grid: Grid
         grid: The nodes.
 
     Returns:
-        Nats. For an average of N posteriors it is, like `in_sample_kl`, above the population's
-        in expectation, and at least their mean KL from the prior less ln N.
+        Nats. For an average of N posteriors it is above the population's KL in expectation, like
+        `in_sample_kl`. It is then also at least the mean KL of the posteriors from the prior, less
+        ln N.
 
     Raises:
         GridError: The density does not integrate to one on the grid, within 0.001.
@@ -279,17 +280,17 @@ def kl_on_grid(density: Float[Tensor, " nodes"], prior: Distribution, grid: Grid
     mass = density.sum().item() * grid.cell_volume
     if not abs(mass - 1) <= 1e-3:
         raise GridError(f"the density has a mass of {mass:.4f} on {grid}: widen or refine it.")
-    # A flow has its weights in single precision.
+    # Nodes in single precision, because a flow's weights are.
     log_prior = prior.log_prob(grid.nodes.float()).double()
     return (torch.xlogy(density, density) - density * log_prior).sum().item() * grid.cell_volume
 
 
 _ActivePatch = tuple[tuple[int, ...], Tensor]
-"""The first node of a patch, and the numbers of the images that have mass in it."""
+"""The first node of a patch, and the indices of the images with mass in it."""
 
 
 class Patch(NamedTuple):
-    """A patch of a grid, and log P(X|z) p(z) there of the images that have mass in it."""
+    """A patch of a grid, with log P(X|z) p(z) at its nodes for the images with mass in it."""
 
     steps: Int[Tensor, "nodes latent"]
     examples: Int[Tensor, " some"]
@@ -305,7 +306,7 @@ def _integrate(
 ) -> tuple[Float[Tensor, " some"], Float[Tensor, " some"]]:
     """Return log P(X) of some images and its refinement error, from patches of a grid."""
     latent = len(grid.shape)
-    # The grid is made of 2^latent grids of twice the spacing; each has its own sum.
+    # The grid is made of 2^latent grids of twice the spacing. Their sums give the refinement error.
     sums = torch.full((2**latent, len(images)), -math.inf, dtype=torch.float64)
     border = torch.full((len(images),), -math.inf, dtype=torch.float64)
     last = torch.tensor(grid.shape) - 1
@@ -356,11 +357,11 @@ def _active_patches(
     patches: list[_ActivePatch],
     stride: int,
 ) -> list[_ActivePatch]:
-    """Return the patches that hold mass by a look at every so many nodes, and of which images."""
+    """Return the patches with mass at every ``stride``-th node, and the images whose mass it is."""
     if vae.prior.event_shape != (len(grid.shape),):
         raise ValueError(f"{grid} does not fit a prior of shape {tuple(vae.prior.event_shape)}")
     patches = [(corner, some) for corner, some in patches if len(some)]
-    # One step further than the patch, so that what lies between two is seen from both.
+    # One step further than the patch, so that a mode between two patches is found from both.
     peaks = [
         _log_joint(vae, grid.nodes_at(steps).to(images.dtype), images[some]).amax(0)
         for corner, some in patches
@@ -397,7 +398,7 @@ def patches_with_mass(
 def _steps(
     grid: Grid, corner: tuple[int, ...], width: int, stride: int
 ) -> Int[Tensor, "nodes latent"]:
-    """Return nodes of a patch by their steps from the grid's lower limits."""
+    """Return the nodes of a patch, in steps from the grid's lower limits."""
     ends = (min(start + width, count) for start, count in zip(corner, grid.shape, strict=True))
     return product(*(torch.arange(*span, stride) for span in zip(corner, ends, strict=True)))
 
