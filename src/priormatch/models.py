@@ -47,8 +47,8 @@ class FullCovariancePosterior(nn.Module):
     r"""Encoder: images to Gaussians Q(z|X) = N(mean(X), L(X) L(X)^T) whose dimensions correlate.
 
     The network's outputs are the means, the logarithms of the squared diagonal of the triangular
-    matrix L, and its entries below the diagonal, row by row: where the last are zero this is
-    `GaussianPosterior`.
+    matrix L, and its entries below the diagonal, row by row. If all entries below the diagonal are
+    zero, this is `GaussianPosterior`.
 
     Args:
         network: Maps ``(..., pixels)`` to ``(..., latent * (latent + 3) / 2)`` outputs.
@@ -138,10 +138,12 @@ class BernoulliLikelihood(nn.Module):
 
 
 class Centre(nn.Module):
-    """Shift codes so that the mean of the prior's is zero, near which a fresh decoder's units bend.
+    """Shift codes by the prior's mean.
+
+    The shifted codes lie around zero, near which the units of an untrained decoder bend.
 
     Args:
-        prior: Distribution whose mean is taken off.
+        prior: Distribution whose mean is subtracted.
 
     Introduced in "The uniform interval".
     """
@@ -200,7 +202,7 @@ def uniform_interval(latent_dimension: int) -> Independent:
 
 
 class _CodeLinear(nn.Linear):
-    """Layer from or to codes: in the format of its weights, where autocast takes bfloat16.
+    """Linear layer from or to codes, in the format of its weights even under autocast.
 
     A bfloat16 between 2 and 4 is a multiple of 0.016, and posteriors can be narrower than that.
     """
@@ -215,8 +217,8 @@ def multilayer_perceptron(
 ) -> nn.Sequential:
     """Chain linear layers of the given widths, with an activation between each two of them.
 
-    The layer at the narrow end, where the codes are, keeps single precision in mixed precision.
-    With dropout each hidden layer loses that share of its units in training mode.
+    Under mixed precision the layer at the narrow end, where the codes are, stays in single
+    precision. With dropout, each hidden layer loses that share of its units in training mode.
 
     >>> multilayer_perceptron([784, 500, 4], nn.ReLU)
     Sequential(
@@ -262,9 +264,9 @@ def from_noise(
 
 @contextlib.contextmanager
 def globally_seeded(seed: int) -> Iterator[None]:
-    """Seed torch's global generator for a block that can draw from no other; then put it back.
+    """Seed torch's global generator for a block that can draw from no other, then restore it.
 
-    One thread at a time: in another the draws would be spread over both.
+    Threads take turns: if two ran at once, the seeded draws would be spread over both.
     """
     with _GLOBAL_GENERATOR, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -274,9 +276,8 @@ def globally_seeded(seed: int) -> Iterator[None]:
 def draw(distribution: Distribution, generator: torch.Generator) -> Float[Tensor, "*batch latent"]:
     """Draw once from each distribution of a batch, so that gradients reach its parameters.
 
-    For Gaussians see `from_noise`. `torch.distributions` offers draws without a generator only:
-    those of other families come from its global one, seeded for the moment by `generator` and then
-    put back.
+    For Gaussians see `from_noise`. Draws of other families in `torch.distributions` come from
+    torch's global generator only. It is seeded by `generator` for this draw, and then restored.
 
     Args:
         distribution: Gaussians or others with reparameterised draws, such as posteriors or the

@@ -43,9 +43,9 @@ def bound_parts(
         images: Pixels in {0, 1}, of shape ``(examples, pixels)``. Grey values in [0, 1] give the
             cross-entropy that many tutorials train with, which is no likelihood.
         generator: Source of the posterior's draws.
-        number_format: That of the layers' matrix products, ``torch.float32`` or, for mixed
+        number_format: Format of the layers' matrix products, ``torch.float32`` or, for mixed
             precision, ``torch.bfloat16``. Layers next to the codes, draws, divergences and the
-            layers of a prior are in single precision always.
+            layers of a prior are always in single precision.
 
     Returns:
         Distortion and rate, each of shape ``(examples,)``, in nats.
@@ -75,6 +75,6 @@ def bound_parts_in_chunks(
     generator: torch.Generator,
     chunk: int = 2_000,
 ) -> BoundParts:
-    """Do as `bound_parts` does, without gradients and in memory that the data do not raise."""
+    """Evaluate `bound_parts` in batches, without gradients, in constant memory."""
     parts = [bound_parts(vae, some, generator) for some in images.split(chunk)]
     return BoundParts(*(torch.cat(part) for part in zip(*parts, strict=True)))

@@ -1,4 +1,4 @@
-"""Figures of the book: they draw what they are given, compute nothing, and return the axes."""
+"""Figures of the book: functions that draw their data, compute nothing, and return the axes."""
 
 from collections.abc import Sequence
 from importlib.resources import as_file, files
@@ -69,7 +69,7 @@ def prior_circles(ax: Axes, masses: Sequence[float] = MASSES) -> Axes:
 
 
 def latent_plane(ax: Axes, limit: float = 4.0) -> Axes:
-    """Give the axes of two latent dimensions one scale, one limit and their names.
+    """Set equal scales, limits and labels on the axes of two latent dimensions.
 
     Introduced in "The KL term".
     """
@@ -120,7 +120,7 @@ def images_in_grid(ax: Axes, images: Float[Tensor, "images 784"], columns: int) 
     Args:
         ax: Axes; their ticks are removed.
         images: Grey values in [0, 1], of shape ``(images, 784)``; 1 is ink.
-        columns: Images in a row; the last row is filled with paper.
+        columns: Images in a row; the last row is filled up with white.
 
     Introduced in "The KL term".
     """

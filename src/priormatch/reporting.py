@@ -1,4 +1,4 @@
-"""The numbers that a chapter claims, shown to the reader and handed to the tests.
+"""Results of a chapter, shown to the reader and passed to the tests.
 
 A chapter fills a dictionary, ``results["average_kl"] = Result(...)`` beside each claim, and ends
 with ``table(results)``. The table carries its numbers in the metadata of the output, where the
@@ -13,11 +13,11 @@ from typing import Any, Literal, get_args
 from priormatch.estimate import decimals
 
 Kind = Literal["closed form", "record", "Monte Carlo", "trained model", "ordering"]
-"""What a result can differ by when it is computed again.
+"""Kind of a result: how far it can differ when it is computed again.
 
-A *closed form* by rounding, and so a *record*, which is read off a stored training; a *Monte Carlo*
-estimate on a fixed model by its standard error; a number of a *trained model* by the spread over
-seeds; an *ordering* by anything that keeps the inequality.
+A *closed form* differs by rounding, and so does a *record*, which is read off a stored training. A
+*Monte Carlo* estimate on a fixed model differs by its standard error, and a number of a *trained
+model* by the spread over seeds. An *ordering* can differ by anything that keeps the inequality.
 """
 
 
@@ -31,11 +31,11 @@ class NonFiniteResultError(ValueError):
 
 @dataclass(frozen=True)
 class Result:
-    """A number that a chapter found, and how sure it is.
+    """A number of a chapter, with its kind, standard error and unit.
 
     Args:
         value: The number; a share is a fraction, not a percentage.
-        kind: What the number can differ by when it is computed again.
+        kind: How far the number can differ when it is computed again.
         standard_error: Of `value`, in the same unit; needed for Monte Carlo.
         unit: For example ``"nats"``; empty for a pure number.
 
@@ -135,7 +135,7 @@ class ResultsTable:
 
 
 def table(results: dict[str, Result]) -> ResultsTable:
-    """Return a chapter's results as the table that closes it.
+    """Return the closing table of a chapter's results.
 
     >>> table({"doubled_variance_kl": Result(0.153426, "closed form", unit="nats")})
     Quantity             Value    Standard error  Unit  Kind

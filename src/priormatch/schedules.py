@@ -1,4 +1,4 @@
-"""What moves in the course of a training beside the weights, and when it was long enough."""
+"""Schedules of a training: learning rate, weight of the rate, averages, early stopping."""
 
 import math
 from collections.abc import Sequence
@@ -9,23 +9,23 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ConstantLR, LambdaLR, LRScheduler, OneCycleLR
 
 Schedule = Literal["one cycle", "inverse sqrt", "constant"]
-"""Courses of a learning rate; `priormatch.training.Recipe` says what each does."""
+"""Names of the learning-rate schedules; `priormatch.training.Recipe` describes them."""
 
-# Epochs over which a validation loss is called flat or not.
+# Epochs whose losses are compared with all before them.
 _WINDOW = 10
 
 
 def learning_rates(
     kind: Schedule, optimiser: torch.optim.Optimizer, peak: float, epochs: int, batches: int
 ) -> LRScheduler:
-    """Return the course of an optimiser's learning rate, to be stepped after each batch.
+    """Return the schedule of an optimiser's learning rate, to be stepped after each batch.
 
     Args:
-        kind: Which course.
-        optimiser: Has the peak as its learning rate.
+        kind: Name of the schedule.
+        optimiser: Optimiser with the peak as its learning rate.
         peak: The highest learning rate.
-        epochs: Length of the training, if the course depends on it.
-        batches: Steps of an epoch.
+        epochs: Length of the training, if the schedule depends on it.
+        batches: Steps per epoch.
     """
     if kind == "constant":
         return ConstantLR(optimiser, factor=1.0)
@@ -43,7 +43,7 @@ def learning_rates(
 
 
 def rate_weight(beta: float, warm_up: int, epochs: float) -> float:
-    """Return the weight of the rate after so many epochs: it rises on a line, then stays.
+    """Return the weight of the rate after so many epochs: it rises linearly, then stays.
 
     >>> [rate_weight(2.0, 4, epochs) for epochs in (1.0, 3.5, 9.0)]
     [0.5, 1.75, 2.0]
@@ -54,7 +54,7 @@ def rate_weight(beta: float, warm_up: int, epochs: float) -> float:
 def move_averages(
     decay: float, averages: list[Tensor], weights: list[Tensor], steps: Tensor | int
 ) -> None:
-    """Move the averages towards the weights, quicker while the first steps would weigh on them."""
+    """Move the averages towards the weights, faster at first so that early weights fade."""
     torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + int(steps)) / (10 + int(steps))))
 
 
@@ -62,9 +62,10 @@ def is_flat(losses: Sequence[float], min_improvement: float, warm_up: int = 0) -
     """Return whether the last 10 losses improve too little on all before them.
 
     Args:
-        losses: One an epoch.
-        min_improvement: By so much the best of the last 10 must be below the best before them.
-        warm_up: Epochs that do not count: twice 10 more are needed for a verdict.
+        losses: One loss per epoch.
+        min_improvement: Least difference by which the best of the last 10 must lie below the best
+            before them.
+        warm_up: Epochs of warm-up; the answer is False until 20 epochs after them.
 
     >>> is_flat([5.0] * 19, 1.0), is_flat([5.0] * 20, 1.0), is_flat([5.0] * 19 + [3.0], 1.0)
     (False, True, False)

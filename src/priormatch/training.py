@@ -49,21 +49,21 @@ class CheckpointMismatchError(ValueError):
 
 @runtime_checkable
 class Checkpoint(Protocol):
-    """Keeps the state of a training from epoch to epoch, in a file for instance."""
+    """Store of a training's state from epoch to epoch, for instance a file."""
 
     def load(self) -> dict[str, Any] | None:
         """Return the state that was saved last, if any."""
 
     def save(self, state: dict[str, Any]) -> None:
-        """Keep a state in place of the one before; a kill must leave one of them whole."""
+        """Store a state in place of the one before; a kill must leave one of them whole."""
 
     def remove(self) -> None:
-        """Forget the state: the training is over."""
+        """Delete the state when the training is over."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides what is trained, in the field's terms; the defaults are the question's VAE.
+    """All settings of a training, in the field's terms; the defaults are the question's VAE.
 
     Attributes:
         latent_dimension: Number of latent dimensions d.
@@ -75,29 +75,30 @@ class Recipe:
         pixels: ``"binarised"`` draws fresh binary pixels at every use; ``"grayscale"`` trains on
             the cross-entropy of grey values, as many tutorials do; it is no likelihood.
         beta: Weight of the rate in the loss; 1 is the ELBO.
-        kl_warm_up: Epochs over which that weight rises from 0 to `beta`, step by step on a line.
+        kl_warm_up: Epochs over which that weight rises linearly from 0 to `beta`, step by step.
         epochs: Passes over the training images; with `min_improvement`, at most.
         batch_size: Images of a gradient step.
         learning_rate: Peak learning rate of Adam.
         schedule: ``"one cycle"`` rises to the peak in a tenth of the steps and falls to zero along
-            a cosine; ``"inverse sqrt"`` rises during the first epoch and falls with the root of
-            their number from the fifth on, wherever training ends; ``"constant"`` stays.
-        clip_grad_norm: Longer gradients are shortened to it; 0 leaves them as they are.
-        ema_decay: Decay of the exponential moving average of the weights, a step. The average
-            is what is validated and returned; 0 stands for the weights themselves.
+            a cosine; ``"inverse sqrt"`` rises during the first epoch and, from the fifth on, falls
+            with the square root of the number of epochs, wherever training ends; ``"constant"``
+            stays.
+        clip_grad_norm: Norm to which longer gradients are shortened; 0 leaves them as they are.
+        ema_decay: Decay per step of the exponential moving average of the weights. The average is
+            validated and returned; with 0 the weights themselves are.
         min_improvement: Early stopping. Training ends once the best validation loss of the last 10
             epochs is less than this many nats below the best before them, though not before 20
             epochs after the warm-up; 0 trains all `epochs`. The loss weights the rate by `beta`.
         seed: Decides the initial weights, the order of the images, the pixels and the noise.
         encoder_dropout: Share of the encoder's hidden units that are left out at each training
             step, anew for each image.
-        initial_log_variance: Log variance of the posteriors before training, but for what the
-            random weights make of an image; diagonal posteriors only.
+        initial_log_variance: Log variance of the posteriors before training, to which the random
+            weights add a part that depends on the image; diagonal posteriors only.
         posterior: ``"gaussian"``, which is diagonal, and ``"full covariance"`` go with the prior
-            N(0, I); ``"interval"``, a Beta distribution stretched over (0, 10), with the uniform
-            prior there.
+            N(0, I). ``"interval"``, a Beta distribution stretched over (0, 10), goes with the
+            uniform prior on that interval.
         prior: ``"standard normal"``; or ``"vamp"``, a mixture of the posteriors of 200 learned
-            pseudo-inputs, which go with diagonal posteriors and start at random training images.
+            pseudo-inputs. These start at random training images; diagonal posteriors only.
 
     Introduced in "The KL term".
     """
@@ -126,9 +127,10 @@ class Recipe:
 
 
 class Epoch(NamedTuple):
-    """What one epoch did: means per example, in nats; the validation images are binarised once.
+    """Results of one epoch: means per example, in nats.
 
-    The number format is that of training; validation is in single precision.
+    The validation images are binarised once. The number format is that of training; validation is
+    in single precision.
     """
 
     epoch: int
@@ -163,8 +165,8 @@ def build(recipe: Recipe) -> VAE:
     The pseudo-inputs of a VampPrior are grey until `fit` puts training images in their place.
 
     Raises:
-        ValueError: The recipe asks for a VampPrior, or for a log variance to start from, with
-            other posteriors than diagonal ones.
+        ValueError: The recipe has a VampPrior or an initial log variance, but its posteriors are
+            not diagonal.
 
     Introduced in "The KL term".
     """
@@ -207,22 +209,22 @@ def fit(
 ) -> Trained:
     """Train the VAE of a recipe.
 
-    The same recipe, images and number format give the same model, to the bit, on the same machine
-    and number of threads; so does a training that was killed and started again with the same
+    On the same machine and number of threads, the same recipe, images and number format give the
+    same model, to the bit. So does a training that was killed and started again with the same
     `checkpoint`.
 
     Args:
         recipe: What to train.
         train_images: Grey values in [0, 1], of shape ``(examples, 784)``.
         validation_images: Grey values in [0, 1]; never trained on.
-        checkpoint: Keeps the state after each epoch; removed when training ends.
+        checkpoint: Store of the state after each epoch; removed when training ends.
         progress: Whether to show a progress bar on stderr.
         after_epoch: Called with the number of finished epochs and the model, first with 0.
-        number_format: That of the layers' matrix products in training, ``torch.float32`` or
+        number_format: Format of the layers' matrix products in training, ``torch.float32`` or
             ``torch.bfloat16``; see `bound_parts`. Weights and validation are in single precision.
 
     Returns:
-        The model, in evaluation mode, and its history, an entry an epoch.
+        The model, in evaluation mode, and its history, one entry per epoch.
 
     Raises:
         DivergedError: The loss is not finite.
@@ -233,7 +235,7 @@ def fit(
     model = build(recipe)
     if isinstance(model.prior, VampPrior):
         chosen = torch.randperm(len(train_images), generator=_generator(recipe))[:_PSEUDO_INPUTS]
-        # Fewer images than pseudo-inputs are taken several times.
+        # With fewer images than pseudo-inputs, images repeat.
         model.prior.start_from(train_images[chosen[torch.arange(_PSEUDO_INPUTS) % len(chosen)]])
     average = AveragedModel(model, multi_avg_fn=functools.partial(move_averages, recipe.ema_decay))
     returned = cast("VAE", average.module) if recipe.ema_decay else model
@@ -251,7 +253,7 @@ def fit(
     generator = _generator(recipe)
     history: list[Epoch] = []
     if checkpoint is not None and (state := checkpoint.load()) is not None:
-        # A checkpoint from before a field was added has its default.
+        # A field that was added after the checkpoint was written takes its default.
         if Recipe(**state["recipe"]) != recipe:
             raise CheckpointMismatchError(
                 f"{checkpoint} was written by {state['recipe']}, not by {recipe}: "
@@ -319,17 +321,16 @@ def fit(
 
 
 def fastest_format(recipe: Recipe) -> torch.dtype:
-    """Return the format in which this processor multiplies the matrices of a training fastest.
+    """Return the fastest number format on this processor for the matrix products of a training.
 
-    That is bfloat16 where the processor multiplies it by itself; elsewhere torch would imitate it,
-    slowly. It rounds hidden layers, and so moves the means of posteriors: after 20 epochs, as root
-    mean square over 1,000 test images and mean of five seeds, by 0.037 ± 0.002 of a scale in two
-    dimensions with the ELBO, but by 0.17 ± 0.05 in one dimension, and where the rate weighs 0.01 by
-    more than half a scale in each seed. Trainings with posteriors that narrow are in single
-    precision.
+    That is bfloat16 where the processor multiplies it natively; elsewhere torch would imitate it,
+    slowly. Its rounding of hidden layers moves the means of posteriors: after 20 epochs in two
+    dimensions with the ELBO, by 0.037 ± 0.002 of a scale (root mean square). Narrower posteriors
+    move by more of their scale. So trainings in one dimension, or with a weight of the rate below
+    1, are in single precision.
     """
     narrow = recipe.beta < 1 or recipe.latent_dimension == 1
-    # Older versions of torch do not tell.
+    # Older versions of torch lack this function.
     known: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     native = known.get("avx512_bf16") or known.get("amx_bf16")
     return torch.bfloat16 if native and not narrow else torch.float32
@@ -379,7 +380,7 @@ def _train_epoch(
 def _seeded_dropout(
     recipe: Recipe, generator: torch.Generator
 ) -> contextlib.AbstractContextManager[None]:
-    """Let dropout, which knows only torch's global generator, draw from this one's seed."""
+    """Seed torch's global generator, the only one that dropout uses, from the training's own."""
     if not recipe.encoder_dropout:
         return contextlib.nullcontext()
     return globally_seeded(int(torch.randint(2**63 - 1, (), generator=generator)))
