@@ -1,6 +1,6 @@
-"""A small language for claims, each with a verdict that follows from the numbers of trainings.
+"""Claims and their verdicts, checked against the numbers of trainings.
 
-A claim has five parts, of which the marked ones begin a line::
+A claim has five parts. Three of them begin with a mark::
 
     "You can see it does not match N(0,I)."
     = true: bound > 0.1; bound > 4 * moments
@@ -8,10 +8,13 @@ A claim has five parts, of which the marked ones begin a line::
     ~ a training that ends much nearer
     @ 06-more-latent-dimensions.ipynb#measure-all-dimensions-together
 
-After the words comes ``=`` with one of the `VERDICTS` and its condition; then the reason, with
-numbers in braces, as `str.format` has them; then ``~`` with what would overturn the verdict, or
-``-``; then ``@`` with a link. A condition is comparisons, ``a > b > c; d > e``, each of which must
-be `clearly` so; of a verdict that is *undecided* none may be. Its numbers stand in the reason.
+The words come first. ``=`` is followed by one of the `VERDICTS` and its condition. The reason has
+numbers in braces, as in `str.format`. ``~`` is followed by a finding that would overturn the
+verdict, or by ``-``, and ``@`` by a link.
+
+A condition is a list of comparisons, ``a > b > c; d > e``. Each of them must be `clearly` true; if
+the verdict is *undecided*, none may be clear in either direction. All numbers of a condition must
+stand in the reason.
 """
 
 import ast
@@ -24,7 +27,7 @@ from string import Formatter
 import pandas as pd
 
 VERDICTS = ("true", "false", "likely", "undecided", "answered", "not a claim")
-"""What a verdict begins with; all but *not a claim* have a condition."""
+"""First words of a verdict; all but *not a claim* need a condition."""
 
 _ORDER = {
     "words": "its words",
@@ -39,12 +42,12 @@ _CHAPTER = re.compile(r"(?:.*/)?(\d\d)-\S+")
 
 
 class ClaimError(ValueError):
-    """A claim is not written as the language asks.
+    """A claim that cannot be read, or a number of it that is missing.
 
     Args:
-        words: What is claimed.
+        words: Words of the claim.
         line: Line of the text, counted from 1.
-        problem: What is wrong there.
+        problem: Description of the fault.
     """
 
     def __init__(self, words: str, line: int, problem: str) -> None:
@@ -61,12 +64,12 @@ class Claim:
     """A sentence and its verdict.
 
     Attributes:
-        words: What is claimed, quoted or summed up.
-        verdict: One of the `VERDICTS`, and what restricts it.
+        words: The sentence, quoted or summarised.
+        verdict: One of the `VERDICTS`, with its restriction, if any.
         condition: Comparisons from which the verdict follows; empty if it is not a claim.
-        reason: Numbers in words, with placeholders.
-        overturned_by: What would change the verdict; ``"-"`` for nothing that could be said.
-        link: Page of a chapter, and the heading where it is measured.
+        reason: Text with placeholders for the numbers.
+        overturned_by: Finding that would change the verdict; ``"-"`` for none.
+        link: Page of a chapter, and the heading of the measurement.
         line: Line of the verdict in the text, counted from 1; the reason begins in the next.
     """
 
@@ -85,15 +88,15 @@ class Claim:
 
 
 def parse(text: str) -> list[Claim]:
-    """Read claims that stand below each other.
+    """Parse a text of claims, one below the other.
 
     Args:
-        text: The claims; words, reasons and what overturns may go on in the next line.
+        text: The claims. Words, reasons and the text after ``~`` may continue on the next line.
 
     Raises:
-        ClaimError: A part is missing or out of place; a verdict is none of the `VERDICTS`; a
-            condition is missing, or is no comparison, or has a number that the reason does not
-            tell; a brace has no partner; a link leads to no chapter.
+        ClaimError: A part is missing or out of order; the verdict is not one of the `VERDICTS`;
+            the condition is missing, is no comparison, or has a number that the reason does not
+            state; a brace is unbalanced; the link leads to no chapter.
 
     Introduced in "The verdict".
 
@@ -138,7 +141,7 @@ def parse(text: str) -> list[Claim]:
 
 
 def comparisons(condition: str) -> list[tuple[str, str]]:
-    """Return the pairs of a condition: what should be more, and what less.
+    """Return the pairs of a condition, the larger side first.
 
     >>> comparisons("a > 2 * b > c; d > 1")
     [('a', '2 * b'), ('2 * b', 'c'), ('d', '1')]
@@ -148,16 +151,16 @@ def comparisons(condition: str) -> list[tuple[str, str]]:
 
 
 def clearly(more: str, less: str, trainings: pd.DataFrame, errors: float = 3) -> bool:
-    r"""Return whether one number is more than another in every training, and by many errors.
+    r"""Return whether one number exceeds another in all trainings, by many errors on average.
 
     .. math:: \Delta_s > 0 \text{ for all } s \quad\text{and}\quad
               \bar\Delta > \text{errors} \cdot \hat\sigma / \sqrt n
 
     Args:
-        more: Arithmetic of columns.
-        less: The same.
+        more: Larger side, an arithmetic expression of columns.
+        less: Smaller side, another such expression.
         trainings: A row for each of the n seeds s, and a column for each number.
-        errors: Standard errors of the differences by which their mean must exceed zero.
+        errors: Number of standard errors by which the mean difference must exceed zero.
 
     Introduced in "The verdict".
 
@@ -169,15 +172,15 @@ def clearly(more: str, less: str, trainings: pd.DataFrame, errors: float = 3) ->
 
 
 def check(claims: Iterable[Claim], trainings: pd.DataFrame) -> None:
-    """Hold each condition against the numbers of the trainings.
+    """Check each condition against the numbers of the trainings.
 
     Args:
         claims: What `parse` returned.
         trainings: A row for each seed, and a column for each number.
 
     Raises:
-        ClaimError: A condition has a number that not every training has.
-        ConditionError: A comparison is not clear; or one is, and the verdict is *undecided*.
+        ClaimError: A number of a condition is missing for some training.
+        ConditionError: A comparison is not clear, or is clear for an *undecided* verdict.
 
     Introduced in "The verdict".
     """
@@ -203,10 +206,10 @@ def check(claims: Iterable[Claim], trainings: pd.DataFrame) -> None:
 
 
 def check_leave_one_out(claims: Iterable[Claim], trainings: pd.DataFrame) -> None:
-    """Hold each condition against the numbers again, each time without one of the trainings.
+    """Check each condition again without each of the trainings in turn.
 
     Raises:
-        ConditionError: A verdict hangs on the training that the message names.
+        ConditionError: A verdict depends on the training that the message names.
 
     Introduced in "The verdict".
     """
@@ -220,14 +223,15 @@ def check_leave_one_out(claims: Iterable[Claim], trainings: pd.DataFrame) -> Non
 
 
 def standard_errors(claims: Iterable[Claim], trainings: pd.DataFrame) -> pd.Series:
-    """Return how many standard errors the two sides of each comparison are apart.
+    """Return the mean difference of each comparison, in its standard errors.
 
     Args:
         claims: What `parse` returned.
         trainings: A row for each seed, and a column for each number.
 
     Returns:
-        Standard errors by comparison, ``"a > b"``, without those that are alike in all trainings.
+        Numbers of standard errors by comparison, ``"a > b"``. Comparisons with the same
+        difference in all trainings are left out.
 
     Introduced in "The verdict".
     """
@@ -237,14 +241,14 @@ def standard_errors(claims: Iterable[Claim], trainings: pd.DataFrame) -> pd.Seri
 
 
 def table(claims: Iterable[Claim], results: Mapping[str, object]) -> str:
-    """Return claims as a Markdown table, with numbers for the placeholders.
+    """Return claims as a Markdown table, with the placeholders filled in.
 
     Args:
         claims: What `parse` returned.
         results: Numbers by name, such as a chapter's results.
 
     Raises:
-        ClaimError: A placeholder names no number, or cannot show it.
+        ClaimError: A placeholder names no number, or its format does not fit.
 
     Introduced in "The verdict".
     """
@@ -265,7 +269,7 @@ def table(claims: Iterable[Claim], results: Mapping[str, object]) -> str:
 
 
 def _check_form(claim: Claim) -> None:
-    """Raise an error if a part of a claim is not what its mark promises."""
+    """Raise `ClaimError` unless verdict, condition and reason are well formed."""
     if not claim.verdict.startswith(VERDICTS):
         raise ClaimError(claim.words, claim.line, f"there is no verdict {claim.verdict!r}")
     if bool(claim.condition) == claim.verdict.startswith("not a claim"):

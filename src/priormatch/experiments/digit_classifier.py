@@ -1,4 +1,4 @@
-"""The small classifier of digits that judges pictures: trained here, and stored.
+"""Digit classifier: training and storage of the small network that judges pictures.
 
 ``python -m priormatch.experiments.digit_classifier`` trains it again and stores it.
 """
@@ -24,8 +24,8 @@ _EPOCHS, _BATCH, _LEARNING_RATE = 12, 250, 3e-3
 class DigitClassifier(nn.Sequential):
     """A small convolutional network from images of digits to the logits of the ten classes.
 
-    It reads grey pictures, such as a decoder's means, and binarised ones. Maps
-    ``(examples, 784)``, values in [0, 1], to ``(examples, 10)``.
+    Pictures may be grey, such as a decoder's means, or binarised. It maps ``(examples, 784)``,
+    values in [0, 1], to ``(examples, 10)``.
 
     Source: :cite:t:`lecun1998`, in outline.
 
@@ -85,7 +85,7 @@ def train(folder: Path = store.MODELS) -> DigitClassifier:
     """Train the book's classifier, store it with a record of how it was made, and return it.
 
     Raises:
-        FallbackModelError: Only the fallback digits are there.
+        FallbackModelError: Only the fallback digits are available.
     """
     store.require_mnist("the digit classifier")
     store.save_weights(fit(load_mnist("train")), folder / f"{NAME}.safetensors")

@@ -1,7 +1,8 @@
-"""Inference gaps of two-dimensional models, and what posteriors of their own save: a row a model.
+"""Inference gaps of models with two latent dimensions, one row for each model.
 
 ``python -m priormatch.experiments.inference_gaps`` makes ``results/inference_gaps.csv``. It can be
-killed at any moment: finished rows stay.
+killed at any moment: finished rows are kept. The table also has the gaps that remain with a
+posterior fitted to each image by itself.
 """
 
 import sys
@@ -23,23 +24,23 @@ from priormatch.objectives import bound_parts_in_chunks
 from priormatch.training import Recipe
 
 EXAMINED: tuple[Part, ...] = ("train", "test")
-"""Parts of the digits whose images have their posteriors refined."""
+"""Parts of MNIST with a refined posterior for each image."""
 
-# Images of each of them.
+# Images of each part.
 _IMAGES = 200
 
 
 def measure(vae: VAE, seed: int = 0) -> dict[str, Measure]:
-    """Measure a model with two latent dimensions: its gaps, and its mismatch from N(0, I).
+    """Measure the inference gaps and the mismatch of a model with two latent dimensions.
 
-    All of it holds for posteriors with full covariances too, unlike `study.measure`.
+    Unlike `study.measure`, it also accepts posteriors with full covariances.
 
     Args:
         vae: A model with a prior N(0, I).
-        seed: Decides the draws, so that models are compared on the same.
+        seed: Seed of the draws and the fits, the same for models that are compared.
 
     Returns:
-        Measures by name, in nats; those of training and of test images have the part in front.
+        Measures by name, in nats. Those of one part begin with its name: ``test_rate``.
     """
     generator = torch.Generator().manual_seed(seed)
     measures: dict[str, Measure] = {}
@@ -57,7 +58,7 @@ def measure(vae: VAE, seed: int = 0) -> dict[str, Measure]:
     measures["density_bound"] = held_out_kl(fitted.density, codes["test"], vae.prior)
     for part in EXAMINED:
         pixels = binarized(part).images
-        # Over the whole file: the two halves of the test images are of different writers.
+        # Spread over the file, because the two halves of the test images have different writers.
         some = pixels[:: len(pixels) // _IMAGES][:_IMAGES]
         measures |= {
             f"{part}_{name}": average(values) for name, values in gaps(vae, some, generator).items()
@@ -78,11 +79,11 @@ def recipes() -> list[Recipe]:
 
 
 def train_and_measure(recipe: Recipe, trainings: Path) -> list[Row]:
-    """Train a recipe with two latent dimensions, unless it has been, and return its row.
+    """Train or load the model of a recipe, and return its row of the table.
 
     Args:
-        recipe: What to train; the converged model is measured.
-        trainings: Folder that keeps the trained models.
+        recipe: Recipe with two latent dimensions; its converged model is measured.
+        trainings: Folder of the trained models, and of the states of unfinished trainings.
     """
     vae = study.train_or_load(recipe, trainings).converged
     return [{**asdict(recipe), **columns(measure(vae))}]

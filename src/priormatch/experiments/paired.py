@@ -1,6 +1,7 @@
 """Paired seeds: changes from a baseline, their Student intervals, and equivalence.
 
-Trainings with one seed share the order of the images, so they are compared with each other.
+Trainings with the same seed see the images in the same order, so each of them is compared with the
+baseline of its seed.
 """
 
 from collections.abc import Sequence
@@ -10,11 +11,11 @@ from scipy import stats
 
 
 class MissingMeasureError(KeyError):
-    """A table has no such column."""
+    """A column is missing from the table."""
 
 
 class UnpairedSeedsError(ValueError):
-    """A seed stands twice in a cell, or no training is the baseline."""
+    """A cell has a seed twice, or the baseline has no training."""
 
 
 class TooFewSeedsError(ValueError):
@@ -22,12 +23,12 @@ class TooFewSeedsError(ValueError):
 
 
 def complete(rows: pd.DataFrame, by: Sequence[str], seeds: int = 5) -> pd.DataFrame:
-    """Return the rows of those cells of a table that have enough different seeds.
+    """Return the rows of the cells with enough different seeds.
 
     Args:
         rows: A row for each training, with its ``seed``.
-        by: Columns that make a cell.
-        seeds: How many different seeds are enough.
+        by: Columns that define a cell.
+        seeds: Number of different seeds that a cell needs.
 
     Introduced in "A deeper encoder".
 
@@ -46,16 +47,17 @@ def changes(rows: pd.DataFrame, by: str, baseline: object, measures: Sequence[st
 
     Args:
         rows: A row for each training, with its ``seed``.
-        by: Column that tells the trainings of a seed apart.
-        baseline: Its value where a change is zero.
+        by: Column that distinguishes the trainings of a seed.
+        baseline: Value of that column in the baseline.
         measures: Columns to compare.
 
     Returns:
-        A column for each measure, in its unit; rows by cell and by those seeds that are paired.
+        A column for each measure, in its unit; rows by cell and by seed. Seeds that the baseline
+        does not have are left out.
 
     Raises:
-        MissingMeasureError: A column is not there.
-        UnpairedSeedsError: A seed stands twice in a cell, or no training is the baseline.
+        MissingMeasureError: A column is missing.
+        UnpairedSeedsError: A cell has a seed twice, or the baseline has no training.
 
     Introduced in "A deeper encoder".
 
@@ -84,8 +86,8 @@ def intervals(changes: pd.DataFrame, level: float = 0.95, comparisons: int = 1) 
 
     Args:
         changes: Changes by cell and by seed, as `changes` returns them.
-        level: Probability that all intervals hold the means of infinitely many seeds.
-        comparisons: Number of these intervals, for Bonferroni's allowance.
+        level: Probability that all intervals contain the means over infinitely many seeds.
+        comparisons: Number of these intervals, for Bonferroni's correction.
 
     Returns:
         ``mean``, ``standard_error``, ``seeds`` (n), ``low`` and ``high`` by cell and by measure.
@@ -121,12 +123,13 @@ def excludes_zero(intervals: pd.DataFrame) -> pd.Series:
 
 
 def largest_change(changes: pd.DataFrame, level: float = 0.95) -> pd.Series:
-    r"""Return the largest mean change, in size, that so many trainings still allow: equivalence.
+    r"""Return the margin of equivalence: the largest mean change that the trainings allow.
 
     .. math:: \max(|\text{low}|, |\text{high}|) \text{ of the } 2\,\text{level} - 1 \text{ interval}
 
     It is the smallest margin at which two one-sided t tests, each of level 1 - `level`, both
-    reject: that the change is below minus the margin, and that it is above the margin.
+    reject. One tests whether the change is below minus the margin, the other whether it is above
+    the margin.
 
     Args:
         changes: Changes by cell and by seed, as `changes` returns them.

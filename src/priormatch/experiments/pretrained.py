@@ -1,6 +1,7 @@
-"""Trained models by name: stored in half precision under ``results/models``, or trained anew.
+"""Pretrained models by name, stored in half precision under ``results/models``.
 
-``python -m priormatch.experiments.pretrained question`` trains the named models and stores them.
+``python -m priormatch.experiments.pretrained question`` trains the model called ``question`` and
+stores it.
 """
 
 import argparse
@@ -20,15 +21,15 @@ OF_THE_STUDY: dict[str, Recipe] = {
         f"d{latent}-seed0": replace(study.BASE, latent_dimension=latent)
         for latent in (2, 10, 20, 50)
     },
-    # The one of them in ten dimensions again, with a VampPrior in place of N(0, I).
+    # The same recipe in ten dimensions, with a VampPrior in place of N(0, I).
     "vamp-d10-seed0": replace(study.BASE, latent_dimension=10, prior="vamp"),
 }
-"""Recipes of models that a table has rows of: they are trained as its other models are."""
+"""Recipes that a table has rows of; they are trained in the same way as its other recipes."""
 
 RECIPES: dict[str, Recipe] = {
-    # The VAE of the question: 784-500-500-2, trained on what its likelihood speaks of.
+    # The VAE of the question: 784-500-500-2, trained on binary pixels, as its likelihood assumes.
     "question": Recipe(),
-    # The recipe that the question's picture may have come from, Metzen's notebook of 2015.
+    # Metzen's notebook of 2015, from which the question's picture may have come.
     "picture": Recipe(
         activation="softplus",
         pixels="grayscale",
@@ -47,7 +48,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def load(name: str, folder: Path = store.MODELS) -> Trained:
-    """Return the trained model of a name, from its file or, if there is none, by training it.
+    """Load the model of a name; train and store it if its file is missing.
 
     Args:
         name: A key of `RECIPES`.
@@ -80,16 +81,15 @@ def load(name: str, folder: Path = store.MODELS) -> Trained:
 def train(name: str, folder: Path = store.MODELS, trainings: Path = store.TRAININGS) -> Trained:
     """Train the model of a name, store it with a record of how it was made, and return it.
 
-    A training that was stopped goes on from its last epoch.
+    An interrupted training resumes from its last epoch.
 
     Args:
         name: A key of `RECIPES`.
-        folder: Where the model goes.
-        trainings: Folder that keeps the models of the tables; one that is there is not trained
-            again.
+        folder: Folder to store the model in.
+        trainings: Folder of the tables' models; a model found there is not trained again.
 
     Raises:
-        FallbackModelError: Only the fallback digits are there.
+        FallbackModelError: Only the fallback digits are available.
     """
     store.require_mnist(f"the model {name!r}")
     recipe = RECIPES[name]
@@ -109,7 +109,7 @@ def train(name: str, folder: Path = store.MODELS, trainings: Path = store.TRAINI
 
 
 def save(name: str, trained: Trained, folder: Path = store.MODELS) -> None:
-    """Store the trained model of a name, in half precision, and a record of how it was made."""
+    """Store a trained model in half precision, with a record of how it was made."""
     store.save_weights(trained.model, folder / f"{name}.safetensors")
     record = {
         "recipe": asdict(RECIPES[name]),

@@ -1,7 +1,8 @@
-"""The search for a recipe that trains: validation ELBO of a few recipes, two seeds each.
+"""Search for a training recipe: validation ELBO of a few recipes, two seeds each.
 
 ``python -m priormatch.experiments.recipe_search`` makes ``results/recipe_search.csv``. It can be
-killed at any moment: finished rows stay, and an unfinished training goes on from its last epoch.
+killed at any moment: finished rows are kept, and an unfinished training resumes from its last
+epoch.
 
 The recipe is chosen on validation images. Test images play no part.
 """
@@ -25,7 +26,7 @@ from priormatch.training import Recipe
 SEEDS = range(2)
 
 ONE_CYCLE = Recipe(epochs=60, clip_grad_norm=100.0, kl_warm_up=15)
-"""The recipe that the others of the search differ from in a field or two."""
+"""Base recipe of the search; most others differ from it in a field or two."""
 
 _VARIANTS = (
     ONE_CYCLE,
@@ -55,11 +56,13 @@ def recipes() -> list[Recipe]:
 
 
 def train_and_measure(recipe: Recipe, trainings: Path) -> list[Row]:
-    """Train a recipe, unless it has been trained, and return its row: bounds on seen and unseen.
+    """Train or load the model of a recipe, and return its row of the table.
+
+    ELBO and rate are those of training and validation images.
 
     Args:
-        recipe: What to train.
-        trainings: Folder that keeps the models, and the states of unfinished trainings.
+        recipe: Recipe of the model.
+        trainings: Folder of the trained models, and of the states of unfinished trainings.
     """
     trained = study.train_or_load(recipe, trainings)
     generator = torch.Generator().manual_seed(0)

@@ -1,7 +1,7 @@
-"""The study of samplers: what each buys in place of N(0, I), one row a model and sampler.
+"""Study of samplers in place of N(0, I), one row for each model and sampler.
 
 ``python -m priormatch.experiments.sampler_study`` makes ``results/sampler_study.csv``. It can be
-killed at any moment: finished rows stay.
+killed at any moment: finished rows are kept.
 """
 
 import functools
@@ -37,27 +37,27 @@ from priormatch.samplers import Sampler, fit_samplers, pictures_of, sample
 from priormatch.training import Recipe
 
 PICTURES = 2_500
-"""Pictures of each sampler, and of each set of real ones that they are held against."""
+"""Number of pictures of each sampler, and of each set of real ones they are compared with."""
 
-# Of these many pictures the nearest training image is looked for; it takes the longest.
+# Pictures whose nearest training image is searched, the slowest measure.
 _NEAREST = 250
 
-# Images whose evidence is bounded, and draws of the posterior of each.
+# Test images whose evidence is measured, and draws from the posterior of each.
 _IMAGES, _DRAWS = 250, 100
 
-# 100 floats for each of these codes and each of 50 components are 100 MB.
+# Codes at a time: 100 floats for each of them and each of 50 components are 100 MB.
 _CODES = 5_000
 
 _TEN = replace(study.BASE, latent_dimension=10)
 
 
 class Codes(NamedTuple):
-    """What an encoder makes of the digits, binarised once: posteriors, and a draw of each.
+    """Codes of the digits, binarised once: posteriors, and a draw from each.
 
     Attributes:
         aggregated: Aggregated posterior of the training images.
         draws: Codes by part of the digits.
-        parts: Distortion and rate by part, of other draws.
+        parts: Distortion and rate by part, from separate draws.
     """
 
     aggregated: AggregatedPosterior
@@ -66,7 +66,7 @@ class Codes(NamedTuple):
 
 
 def encode_digits(vae: VAE, seed: int = 0) -> Codes:
-    """Encode training, validation and test images; the draws are those of `study.measure`.
+    """Encode training, validation and test images, and draw a code of each.
 
     Introduced in "Sampling the quilt".
     """
@@ -80,7 +80,7 @@ def encode_digits(vae: VAE, seed: int = 0) -> Codes:
 
 
 class Reference(NamedTuple):
-    """What drawn pictures are held against.
+    """Real pictures that samples are compared with.
 
     Attributes:
         features: Features of real pictures.
@@ -94,9 +94,9 @@ class Reference(NamedTuple):
 
 
 def reference_subset(part: Part) -> Int[Tensor, " pictures"]:
-    """Return the indices of images that stand for a part: `PICTURES`, or half if that is fewer.
+    """Return the indices of a random subset of a part: `PICTURES`, or half the part if fewer.
 
-    Random, because neighbours in MNIST's files are of the same writers: its first test images
+    Random, because neighbours in MNIST's files come from the same writers. The first test images
     differ from the others as much as a good sampler's pictures do.
 
     Introduced in "Sampling the quilt".
@@ -115,10 +115,10 @@ def held_back(part: Part) -> Int[Tensor, " pictures"]:
 
 @functools.cache
 def reference() -> Reference:
-    """Return half of the validation images, binarised, and what is known of them.
+    """Return the reference of all samplers, made of binarised validation images.
 
-    They are of the writers of the training images, which the model was made to draw like; test
-    images are of other writers.
+    Validation images come from the writers of the training images, which the model was trained to
+    imitate. Test images come from other writers.
 
     Introduced in "Sampling the quilt".
     """
@@ -134,12 +134,14 @@ def reference() -> Reference:
 def judge(
     images: Float[Tensor, "pictures pixels"], real: Reference, nearest: int = _NEAREST
 ) -> dict[str, Estimate]:
-    """Judge binary pictures in the features of the digit classifier, and look for replays.
+    """Compare binary pictures with real ones, in the features of the digit classifier.
+
+    A sampler that replays training images has a small ``nearest_distance``.
 
     Args:
         images: Binary pictures, as many as the real ones.
-        real: What to hold them against.
-        nearest: Of so many of them the nearest training image is looked for.
+        real: Real pictures to compare them with.
+        nearest: Number of pictures whose nearest training image is searched.
 
     Introduced in "Sampling the quilt".
     """
@@ -158,14 +160,14 @@ def judge(
 
 
 def train_and_measure(recipe: Recipe, trainings: Path) -> list[Row]:
-    """Train a recipe, unless it has been trained, and return a row for each sampler of its model.
+    """Train or load the model of a recipe, and return a row for each of its samplers.
 
     Args:
-        recipe: With a VampPrior, that prior is the only sampler.
-        trainings: Folder that keeps the trained models; the converged one is taken.
+        recipe: Recipe of the model; with a VampPrior, that prior is the only sampler.
+        trainings: Folder of the trained models; the converged one is measured.
 
     Returns:
-        Rows of the samplers, and of the pictures that theirs are held against.
+        Rows of the samplers, and of decoded and real pictures to compare them with.
     """
     vae = study.train_or_load(recipe, trainings).converged
     codes = encode_digits(vae)
@@ -200,8 +202,8 @@ def train_and_measure(recipe: Recipe, trainings: Path) -> list[Row]:
 
 
 def _evidence(vae: VAE, samplers: dict[str, Sampler]) -> dict[str, Tensor]:
-    """Return log P(X) of some test images: exact in two dimensions, elsewhere bounds."""
-    # With the training posteriors each code would meet all of them.
+    """Return log P(X) of some test images in nats: exact in two dimensions, else lower bounds."""
+    # The mixture of training posteriors is left out: each code would need all its components.
     priors = {
         name: sampler.density for name, sampler in samplers.items() if name != "training posteriors"
     }
@@ -219,7 +221,7 @@ def _evidence(vae: VAE, samplers: dict[str, Sampler]) -> dict[str, Tensor]:
 
 
 def _nats(vae: VAE, codes: Codes, density: Distribution) -> dict[str, Estimate]:
-    """Return the held-out nats that a density gains, or the ELBO if it is the prior itself."""
+    """Return the held-out gain of a density in nats, or ELBO and rate for the prior itself."""
     if density is vae.prior:
         parts = codes.parts["test"]
         return {"elbo": average(parts.elbo), "rate": average(parts.rate)}
@@ -230,7 +232,7 @@ def _nats(vae: VAE, codes: Codes, density: Distribution) -> dict[str, Estimate]:
 
 
 def _real_and_decoded(vae: VAE, codes: Codes, with_real: bool) -> dict[str, Tensor]:
-    """Return pictures to compare samplers with: what the decoder can do at best, and real ones."""
+    """Return pictures to compare samplers with: decoded validation codes, and real images."""
     unseen = held_back("validation")
     decoded = {"validation posteriors": pictures_of(vae, codes.draws["validation"][unseen])}
     if not with_real:
@@ -243,7 +245,7 @@ def _real_and_decoded(vae: VAE, codes: Codes, with_real: bool) -> dict[str, Tens
 
 
 def recipes() -> list[Recipe]:
-    """Return the recipes of the table: every model that "Sampling the quilt" speaks of."""
+    """Return the recipes of the table: every model in "Sampling the quilt"."""
     plain = [
         replace(_TEN, latent_dimension=latent, seed=seed)
         for latent in (10, 2, 20)
@@ -253,7 +255,7 @@ def recipes() -> list[Recipe]:
 
 
 TABLE = Table(
-    # One at a time, because it has seconds of fitting and of sampling.
+    # One process, because the table records the seconds of fitting and of sampling.
     store.RESULTS / "sampler_study.csv",
     recipes,
     train_and_measure,

@@ -1,4 +1,4 @@
-"""Files of the book: where results are, how weights are kept, and how each was made."""
+"""Storage of results: folders, weights in half precision, and records of how each was made."""
 
 import contextlib
 import json
@@ -31,21 +31,21 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class StaleModelError(ValueError):
-    """A stored model was made by another recipe than the one of its name: train it again."""
+    """A stored model does not match the recipe of its name, and must be trained again."""
 
 
 class FallbackModelError(RuntimeError):
-    """Stored results are made from the full MNIST, and only the fallback digits are there."""
+    """Stored results need the full MNIST, and only the fallback digits are available."""
 
 
 def require_mnist(subject: str) -> None:
     """Raise unless the full MNIST is available.
 
     Args:
-        subject: What is about to be made, for the message.
+        subject: Name of the result to be made, for the message.
 
     Raises:
-        FallbackModelError: Only the fallback digits are there.
+        FallbackModelError: Only the fallback digits are available.
     """
     if source() is Source.FALLBACK:
         raise FallbackModelError(
@@ -62,13 +62,13 @@ def save_weights(model: nn.Module, file: Path) -> None:
 
 
 def load_weights(model: Module, file: Path) -> Module:
-    """Put stored weights into a model, and return it in evaluation mode."""
+    """Load stored weights into a model, and return it in evaluation mode."""
     model.load_state_dict({key: weight.float() for key, weight in load_file(file).items()})
     return model.eval()
 
 
 def save_record(record: dict[str, Any], file: Path) -> None:
-    """Write how a model was made, as JSON."""
+    """Write the record of how a model was made, as JSON."""
     write_whole(file, json.dumps(record, indent=1) + "\n")
 
 
@@ -78,17 +78,17 @@ def load_record(file: Path) -> dict[str, Any]:
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Write a text file so that a kill leaves the old file or the new one, and no half."""
+    """Write a text file atomically: a kill leaves the old file or the new one."""
     with _in_place_of(file) as stream:
         stream.write(text.encode())
 
 
 @dataclass(frozen=True)
 class CheckpointFile:
-    """The state of an unfinished training in a file, for `priormatch.training.fit`.
+    """File with the state of an unfinished training, for `priormatch.training.fit`.
 
     Attributes:
-        file: Where it is; a kill leaves the old state or the new one.
+        file: Path of the file; a kill leaves the old state or the new one.
     """
 
     file: Path
@@ -98,7 +98,7 @@ class CheckpointFile:
         return torch.load(self.file, weights_only=True) if self.file.exists() else None
 
     def save(self, state: dict[str, Any]) -> None:
-        """Keep a state in place of the one before."""
+        """Save a state in place of the previous one."""
         with _in_place_of(self.file) as stream:
             torch.save(state, stream)
 
@@ -112,7 +112,7 @@ class CheckpointFile:
 
 @contextlib.contextmanager
 def _in_place_of(file: Path) -> Iterator[BinaryIO]:
-    """Open a file beside another, whose place it takes when it is written and closed."""
+    """Open a temporary file, which replaces another once it is written and closed."""
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(".unfinished")
     with unfinished.open("wb") as stream:

@@ -1,8 +1,8 @@
-"""The study behind the chapters: a grid of recipes and seeds, one row of measures for each.
+"""Study of the mismatch: a grid of recipes and seeds, with rows of measures for each.
 
-``python -m priormatch.experiments.study`` (``make study``) trains what ``results/study.csv`` lacks.
-It can be killed at any moment: finished rows stay, and an unfinished training goes on from its last
-epoch.
+``python -m priormatch.experiments.study`` (``make study``) trains and measures the recipes that are
+missing from ``results/study.csv``. It can be killed at any moment: finished rows are kept, and an
+unfinished training resumes from its last epoch.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ EQUAL_EPOCHS = 20
 STAGES = ("equal epochs", "converged")
 
 BASE = Recipe(schedule="inverse sqrt", clip_grad_norm=100.0, ema_decay=0.999, min_improvement=1.0)
-"""The recipe from which those of the tables differ in a field or two."""
+"""Base recipe of the tables; others differ from it in a field or two."""
 
 
 def grid() -> list[Recipe]:
@@ -63,9 +63,9 @@ class Trainings(NamedTuple):
     """The trained models of a recipe, in evaluation mode and without gradients.
 
     Attributes:
-        early: After `EQUAL_EPOCHS` epochs; None if it was not kept.
+        early: After `EQUAL_EPOCHS` epochs; None if it was not stored.
         converged: At the end of training.
-        history: An entry an epoch.
+        history: One entry for each epoch.
     """
 
     early: VAE | None
@@ -74,13 +74,13 @@ class Trainings(NamedTuple):
 
 
 def train_or_load(recipe: Recipe, trainings: Path = store.TRAININGS) -> Trainings:
-    """Return the trained models of a recipe; train them if they are not kept.
+    """Load the trained models of a recipe; train them if they are not stored.
 
-    A training that was killed goes on from its last epoch.
+    An interrupted training resumes from its last epoch.
 
     Args:
-        recipe: What to train.
-        trainings: Folder that keeps the models, and the states of unfinished trainings.
+        recipe: Recipe of the models.
+        trainings: Folder of the trained models, and of the states of unfinished trainings.
     """
     name = _name(recipe)
     early, converged = (
@@ -114,7 +114,7 @@ def _load(recipe: Recipe, file: Path) -> VAE:
 
 
 def _name(recipe: Recipe) -> str:
-    """Return a name that stays the same when recipes get a new field, at its default."""
+    """Return a file name for a recipe; fields at their defaults do not change it."""
     changes = {
         field.name: getattr(recipe, field.name)
         for field in fields(Recipe)
@@ -126,14 +126,14 @@ def _name(recipe: Recipe) -> str:
 def measure(vae: VAE, draws: int = 10_000, seed: int = 0) -> dict[str, Measure]:
     """Measure a trained model on MNIST binarised once: its bound, and its mismatch from N(0, I).
 
-    Held-out numbers stand twice. Validation images come from the writers of the training images,
-    and test images from others, so only the former are draws of what the model was trained on. But
-    they also choose the density, so the density bound on them is a little flattered.
+    Held-out measures are reported twice, on test images and on validation images. Test images come
+    from other writers than the training images do. Validation images come from the same writers,
+    but they also choose the density, so the density bound on them is slightly optimistic.
 
     Args:
         vae: A model with a prior N(0, I).
         draws: Draws of the mixture and of the prior; each posterior is drawn once.
-        seed: Decides the pixels and the draws, so that models are compared on the same.
+        seed: Seed of the draws and the fits, the same for models that are compared.
 
     Returns:
         Measures by name: those of `priormatch.summary`, of the bound and of the evidence. Rates,
@@ -157,12 +157,12 @@ def measure(vae: VAE, draws: int = 10_000, seed: int = 0) -> dict[str, Measure]:
         draws=draws,
         seed=seed,
     )
-    # One Gaussian a class: the quilt of ten that the discussion speaks of.
+    # One Gaussian for each class: the quilt of ten patches in the discussion.
     codes = {part: _draw(encoded[part], generator) for part in PARTS}
     quilt_of_ten = fit_mixture_by_class(codes["train"], binarized("train").labels)
     measures["by_class_bound"] = held_out_kl(quilt_of_ten, codes["test"], vae.prior)
 
-    # The evidence of every tenth test image: the two halves of the file are of different writers.
+    # Every tenth test image, because the two halves of the file have different writers.
     some = binarized("test").images[::10]
     bounds = average_bounds(importance_bounds(vae, some, 200, generator))
     measures |= {
@@ -185,11 +185,11 @@ def _draw(encoded: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
 
 
 def train_and_measure(recipe: Recipe, trainings: Path, draws: int = 10_000) -> list[Row]:
-    """Train a recipe, unless it has been trained, and return its rows of the table.
+    """Train or load the models of a recipe, and return its rows of the table.
 
     Args:
-        recipe: What to train.
-        trainings: Folder that keeps the models, and the states of unfinished trainings.
+        recipe: Recipe of the models.
+        trainings: Folder of the trained models, and of the states of unfinished trainings.
         draws: Draws of the Monte Carlo measures.
 
     Returns:

@@ -1,7 +1,7 @@
-"""Tables of results: one row of measures for each recipe, made by a command that can be killed.
+"""Tables of results: rows of measures for each recipe, made by a command that can be killed.
 
-A row names its whole recipe, so it is known which recipes the table lacks. Rows are written as they
-are finished, each time as a whole file, and unfinished trainings go on from their last epoch.
+A row holds its whole recipe, so the missing recipes are known. The file is replaced whenever a
+recipe is finished, and unfinished trainings resume from their last epoch.
 """
 
 import argparse
@@ -36,11 +36,11 @@ class Table:
 
     Attributes:
         file: CSV, or JSON lines (``.jsonl``) for cells that are lists.
-        recipes: Returns the recipes that a complete table has rows of.
-        train_and_measure: Makes the rows of a recipe: takes it and the folder that keeps the
-            trained models, trains what that lacks, and may take an hour.
-        rows_each: Rows of a recipe, at least; with fewer it is made again.
-        processes: How many recipes are worked on at a time; None for one on each processor.
+        recipes: Returns the recipes of the complete table.
+        train_and_measure: Returns the rows of a recipe, given the recipe and the folder of trained
+            models. It trains the models that are missing there, which may take an hour.
+        rows_each: Least number of rows for a recipe; with fewer it is measured again.
+        processes: Number of recipes at a time; None for one on each processor.
     """
 
     file: Path
@@ -50,7 +50,7 @@ class Table:
     processes: int | None = None
 
     def read(self) -> pd.DataFrame:
-        """Return the rows; none if the file is not there.
+        """Return the rows; none if there is no file.
 
         Introduced in "The KL term".
         """
@@ -61,12 +61,12 @@ class Table:
             rows = pd.DataFrame([json.loads(line) for line in lines])
         else:
             rows = pd.read_csv(self.file)
-        # A table from before a recipe had a field was made with its default.
+        # Rows older than a field of the recipe were made with its default.
         later = [field for field in fields(Recipe) if field.name not in rows]
         return rows.assign(**{field.name: field.default for field in later})
 
     def write(self, rows: pd.DataFrame) -> None:
-        """Replace the file as a whole."""
+        """Replace the file atomically."""
         if self.file.suffix == ".jsonl":
             records = (row.dropna().to_dict() for _, row in rows.astype(object).iterrows())
             text = "".join(json.dumps(record) + "\n" for record in records)
@@ -79,11 +79,11 @@ class Table:
         return bool(is_of(rows, recipe).sum() < self.rows_each)
 
     def complete(self, executor: Executor, trainings: Path = store.TRAININGS) -> None:
-        """Train and measure the recipes that the table lacks, and write rows as they are finished.
+        """Train and measure the missing recipes, and write their rows as they are finished.
 
         Args:
-            executor: Where to train: processes of this machine, or a cluster's.
-            trainings: Folder that keeps trained models, and the states of unfinished trainings.
+            executor: Executor of the trainings: processes of this machine, or of a cluster.
+            trainings: Folder of the trained models, and of the states of unfinished trainings.
 
         Raises:
             ExceptionGroup: Some recipes failed; the rows of the others are in the table.
@@ -101,7 +101,7 @@ class Table:
                     new = future.result()
                 except BrokenExecutor:
                     raise
-                except Exception as error:  # whatever it is, the others go on
+                except Exception as error:  # one failure must not stop the others
                     failed.append(error)
                 else:
                     others = rows[~is_of(rows, missing[future])]
@@ -143,7 +143,7 @@ def is_of(rows: pd.DataFrame, recipe: Recipe) -> pd.Series:
     if not rows.empty:
         for field in fields(Recipe):
             recorded, wanted = rows[field.name], getattr(recipe, field.name)
-            if isinstance(wanted, float):  # of which CSV keeps seven digits
+            if isinstance(wanted, float):  # CSV keeps seven digits
                 same &= np.isclose(recorded, wanted, rtol=1e-6, atol=0)
             else:
                 same &= recorded == wanted
@@ -153,7 +153,7 @@ def is_of(rows: pd.DataFrame, recipe: Recipe) -> pd.Series:
 def columns(measures: Mapping[str, Measure]) -> Row:
     """Return measures as cells of a row: value, ``<name>_error`` and, if any, ``<name>_floor``.
 
-    Numbers of single latent dimensions stand in one cell, with spaces between them.
+    Numbers of single latent dimensions share one cell, separated by spaces.
     """
     cells: Row = {}
     for name, measured in measures.items():
@@ -181,8 +181,8 @@ def _on_one_thread(
 
 
 def _end_with_parent() -> None:
-    """Make this worker end when its parent does: a killed study must not go on unseen."""
-    # Ctrl-C reaches workers, too. Python would end their task alone, and they would take another.
+    """End this worker when its parent ends: a killed study must not keep training unseen."""
+    # Ctrl-C reaches workers, too. By default it ends only their task, and they take the next.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     if parent is not None:

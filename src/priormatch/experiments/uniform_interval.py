@@ -1,8 +1,8 @@
-"""The networks on a line, with the prior U(0, 10) or N(0, 1): one row for each training.
+"""Models with one latent dimension and the prior U(0, 10) or N(0, 1), one row for each training.
 
-``python -m priormatch.experiments.uniform_interval`` trains and measures what
-``results/uniform_interval.jsonl`` lacks. It can be killed at any moment: finished rows stay, and an
-unfinished training goes on from its last epoch.
+``python -m priormatch.experiments.uniform_interval`` trains and measures the recipes that are
+missing from ``results/uniform_interval.jsonl``. It can be killed at any moment: finished rows are
+kept, and an unfinished training resumes from its last epoch.
 """
 
 import sys
@@ -35,7 +35,7 @@ SEEDS = range(5)
 
 
 PLACES = 1_000
-"""Positions, evenly spaced, whose decoded pictures the table has the classes of."""
+"""Number of evenly spaced positions whose decoded digits are in the table."""
 
 
 @torch.no_grad()
@@ -59,7 +59,7 @@ def measure(vae: VAE, nodes: int = 3_000) -> dict[str, Any]:
     codes = draw(vae.posterior(validation.images), generator)
 
     grid = grid_of(prior, nodes)
-    # Of every third node, the middle one of three.
+    # Every third node, the middle one of each three.
     coarse = Grid((grid.lower[0] + grid.spacing,), grid.upper, 3 * grid.spacing)
     density = density_by_digit(posterior, train.labels, grid.nodes.squeeze(1))
     density_at_codes = density_by_digit(posterior, train.labels, codes[:, 0]).sum(0)
@@ -79,23 +79,23 @@ def measure(vae: VAE, nodes: int = 3_000) -> dict[str, Any]:
 
 
 def recipes() -> list[Recipe]:
-    """Return the recipes of the table, ordered by seed, and a long training."""
+    """Return the recipes of the table, ordered by seed, and then one long training."""
     both = [pretrained.RECIPES["interval"], pretrained.RECIPES["line"]]
     long = replace(pretrained.RECIPES["interval"], min_improvement=0.0)
     return [*(replace(recipe, seed=seed) for seed in SEEDS for recipe in both), long]
 
 
 def train_and_measure(recipe: Recipe, trainings: Path) -> list[Row]:
-    """Train a recipe, unless it has been trained, and return its row of the table.
+    """Train or load the model of a recipe, and return its row of the table.
 
     Args:
-        recipe: What to train.
-        trainings: Folder that keeps the models, and the states of unfinished trainings.
+        recipe: Recipe of the model.
+        trainings: Folder of the trained models, and of the states of unfinished trainings.
 
     Returns:
         The recipe, how it was trained, and each measure, with its standard error
-        (``<measure>_error``) where it has one. The mismatch after 20 epochs is missing for the
-        models that have a name, which are stored at their end alone.
+        (``<measure>_error``) where it has one. The mismatch after 20 epochs is missing for
+        pretrained models, which are stored only at the end of training.
     """
     early = {}
     named = [name for name, stored in pretrained.RECIPES.items() if stored == recipe]

@@ -1,7 +1,7 @@
 """Live figures: widgets in Jupyter, and the same JavaScript on a page without a kernel.
 
 In a notebook an explorer is an ipywidget, whose traits can be read and set: ``explorer.z``. On a
-static page it is a captioned still picture, which `start.js` brings to life in a browser.
+static page it is a still picture with a caption, which `start.js` makes interactive in a browser.
 """
 
 from priormatch.explorers.dimensions_explorer import DimensionsExplorer

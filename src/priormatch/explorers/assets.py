@@ -1,7 +1,7 @@
-"""What the explorers carry to a browser: weights, the quilt on a grid, codes, digits.
+"""Data files of the explorers: weights, the quilt on a grid, codes and digits.
 
-Each is a zipped safetensors file, made from ``results/models`` and the digits when it is asked for.
-A page loads it from beside itself, and in Jupyter it travels with the widget.
+Each is a gzipped safetensors file, made on demand from ``results/models`` and the digits. A static
+page loads it from its own site; in Jupyter it is sent with the widget.
 """
 
 import functools
@@ -27,22 +27,22 @@ from priormatch.models import VAE, encode
 SUFFIX: Final = ".safetensors.gz"
 
 LIMIT: Final = 4.0
-"""The latent plane is shown from -4 to 4, as in the figures."""
+"""Half the width of the latent plane shown: from -4 to 4, as in the figures."""
 
 STEPS: Final = 50
-"""Nodes of the grid in a unit: z moves in steps of 0.02, about a pixel on a screen."""
+"""Nodes of the grid per unit of z, which moves in steps of 0.02, about a pixel on a screen."""
 
 CODES: Final = 2_000
-"""Test images whose codes are shown."""
+"""Number of test images whose codes are shown."""
 
 
 class Quilt(NamedTuple):
-    """The question's VAE on MNIST: its aggregated posterior, and where it has holes.
+    """Aggregated posterior of the question's VAE, with codes and the threshold of its holes.
 
     Attributes:
         aggregated: Mixture over the training images.
         codes: One draw from the posterior of each test image.
-        threshold: Log density that 99 % of these codes exceed: below it is a hole.
+        threshold: Log density that 99 % of these codes exceed; holes are below it.
     """
 
     aggregated: AggregatedPosterior
@@ -51,7 +51,7 @@ class Quilt(NamedTuple):
 
 
 class Thinness(IntFlag):
-    """Where the aggregated posterior is thin."""
+    """Flags of the places where the aggregated posterior is thin."""
 
     THINNER = 1  # than the prior
     TEN_TIMES_THINNER = 2
@@ -59,11 +59,11 @@ class Thinness(IntFlag):
 
 
 class Field(NamedTuple):
-    """The quilt on the grid of codes that z can take; the first axis is z_1.
+    """Aggregated posterior on the grid of codes; the first axis is z_1.
 
     Attributes:
         log_ratio: ln q(z)/p(z) in nats.
-        thinness: `Thinness`, as a number.
+        thinness: Flags of `Thinness`, as a number.
     """
 
     log_ratio: Float[Tensor, "nodes nodes"]
@@ -78,7 +78,7 @@ def vae(name: str = "question") -> VAE:
 
 @functools.cache
 def quilt() -> Quilt:
-    """Return the aggregated posterior of the question's VAE, as "The latent picture" has it."""
+    """Return the aggregated posterior of the question's VAE, as in "The latent picture"."""
     aggregated = AggregatedPosterior(*encode(vae(), binarized("train").images))
     means, scales = encode(vae(), binarized("test").images)
     noise = torch.randn(means.shape, generator=torch.Generator().manual_seed(6))
@@ -94,8 +94,8 @@ def log_density_on_grid(
     .. math:: q(x_i, y_j) = \frac1N \sum_n \mathcal N(x_i; \mu_{n1}, \sigma_{n1}^2)
               \, \mathcal N(y_j; \mu_{n2}, \sigma_{n2}^2)
 
-    A product of two matrices, because the posteriors have independent dimensions. Where q is below
-    the smallest number it is -inf.
+    The sum is a product of two matrices, because the posteriors have independent dimensions. Where
+    q underflows, the result is -inf.
 
     Args:
         aggregated: Mixture in two dimensions.
@@ -123,7 +123,7 @@ def axis() -> Float[Tensor, " nodes"]:
 
 @functools.cache
 def field() -> Field:
-    """Return the quilt on the grid."""
+    """Return the aggregated posterior on the grid."""
     nodes = axis()
     log_density = log_density_on_grid(quilt().aggregated, nodes)
     log_prior = -0.5 * (nodes[:, None] ** 2 + nodes**2) - math.log(2 * math.pi)
@@ -137,23 +137,23 @@ def field() -> Field:
 
 
 def hundredths(values: Float[Tensor, "*shape"]) -> Int16[Tensor, "*shape"]:
-    """Round to hundredths, as a page shows them; what is below -320 is -320."""
+    """Return values as whole hundredths, as a page shows them; values below -320 become -320."""
     return (100 * values.clamp(min=-320.0)).round().to(torch.int16)
 
 
 def differences(values: Int16[Tensor, "nodes nodes"]) -> Int16[Tensor, "nodes nodes"]:
-    """Take differences along both axes: small numbers, which zip well."""
+    """Return differences along both axes: small numbers, which compress well."""
     down = torch.cat([values[:1], values.diff(dim=0)])
     return torch.cat([down[:, :1], down.diff(dim=1)], dim=1)
 
 
 def packed_field() -> dict[str, Tensor]:
-    """Return the grid as a page reads it."""
+    """Return the aggregated posterior on the grid, as a page reads it."""
     return {"differences": differences(hundredths(field().log_ratio)), "thinness": field().thinness}
 
 
 def packed_codes() -> dict[str, Tensor]:
-    """Return posteriors of test images, in half precision, and a draw of each."""
+    """Return posteriors of test images, in half precision, and a draw from each."""
     images, labels = binarized("test")
     some = slice(None, None, max(1, len(images) // CODES))
     means, scales = encode(vae(), images[some])
@@ -167,7 +167,7 @@ def packed_codes() -> dict[str, Tensor]:
 
 @functools.cache
 def some_digits() -> Digits:
-    """Return the test images that can be picked: the first two of each digit, in their order."""
+    """Return the test images to pick from: the first of each digit, then the second of each."""
     images, labels = binarized("test")
     firsts = torch.stack([(labels == digit).nonzero()[:2, 0] for digit in range(10)])
     chosen = firsts.T.flatten()
@@ -175,21 +175,21 @@ def some_digits() -> Digits:
 
 
 def packed_digits() -> dict[str, Tensor]:
-    """Return the test images that can be picked, a byte a pixel."""
+    """Return the test images to pick from, one byte per pixel."""
     images, labels = some_digits()
     return {"images": images.to(torch.uint8), "labels": labels.to(torch.uint8)}
 
 
 INTERVAL_STEP: Final = 0.01
-"""z moves by this much along the interval (0, 10), and never to its ends."""
+"""Step of z along the interval (0, 10), whose ends z does not reach."""
 
 INTERVAL_EVERY: Final = 50
-"""Every so many test images have their posterior on the interval carried: 200 of 10,000."""
+"""Spacing of the test images whose posteriors on the interval are shown: 200 of 10,000."""
 
 
 @functools.cache
 def density_on_interval() -> Float[Tensor, "digits nodes"]:
-    """Return the joint density of digit and code of the interval's VAE at the places of z."""
+    """Return the joint density of digit and code of the interval's VAE at the positions of z."""
     images, labels = binarized("train")
     nodes = torch.arange(1, round(INTERVAL / INTERVAL_STEP), dtype=torch.float64) * INTERVAL_STEP
     with torch.no_grad():
@@ -240,12 +240,12 @@ FILES: Final[dict[str, Callable[[], dict[str, Tensor]]]] = {
         for latent in slices.DIMENSIONS
     },
 }
-"""What there is to carry, by the name of its file."""
+"""Functions that make the tensors of each file, by the file's name without its suffix."""
 
 
 @functools.cache
 def packed(name: str) -> bytes:
-    """Return a file, the same bytes for the same results.
+    """Return the bytes of a file, which are the same for the same results.
 
     Raises:
         KeyError: There is no such file.
@@ -254,6 +254,6 @@ def packed(name: str) -> bytes:
 
 
 def zipped(tensors: dict[str, Tensor]) -> bytes:
-    """Return tensors as a zipped safetensors file."""
+    """Return tensors as a gzipped safetensors file."""
     contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
     return gzip.compress(save(contiguous), mtime=0)

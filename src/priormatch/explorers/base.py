@@ -1,4 +1,4 @@
-"""What every explorer shares: its JavaScript, its still picture, and the HTML of a page."""
+"""Base class of the explorers: JavaScript, still picture, and HTML for a page."""
 
 import base64
 import json
@@ -24,7 +24,7 @@ def source(file: str) -> str:
 
 
 def bundle(module: str) -> str:
-    """Return a JavaScript module and those it imports as the one text that anywidget takes."""
+    """Return a JavaScript module and its imports as a single text, as anywidget requires."""
     texts: dict[str, str] = {}
 
     def add(name: str) -> None:
@@ -43,11 +43,11 @@ class Explorer(anywidget.AnyWidget):
 
     Attributes:
         module: Name of its JavaScript module.
-        caption: What a reader sees and can do; a sentence or two of HTML.
-        alt: What the still picture shows.
+        caption: Explanation of the figure and of its controls, a few sentences of HTML.
+        alt: Description of the still picture.
         heights: Height on a wide and on a narrow page, reserved so that nothing jumps.
-        state: Traits that a page starts from.
-        carried: Traits that hold a file of `assets`, by the file's name.
+        state: Names of the traits that a page starts from.
+        carried: Names of files of `assets`, by the trait that holds the file.
     """
 
     module: ClassVar[str]
@@ -58,7 +58,7 @@ class Explorer(anywidget.AnyWidget):
     carried: ClassVar[dict[str, str]] = {}
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Give the widget its JavaScript and its style."""
+        """Set the JavaScript and the style of the widget."""
         if "module" in cls.__dict__:  # anywidget makes a further subclass for each widget
             cls._esm = bundle(cls.module)
             cls._css = source("explorers.css")
@@ -73,11 +73,11 @@ class Explorer(anywidget.AnyWidget):
         raise NotImplementedError
 
     def initial_state(self) -> dict[str, object]:
-        """Return what a page shows before it has loaded any weights."""
+        """Return the values that a page shows before its files are loaded."""
         return {}
 
     def html(self) -> str:
-        """Return the still picture with its caption, and all that a page needs to start from."""
+        """Return the HTML for a page: still picture, caption and initial state."""
         names = {trait: name + assets.SUFFIX for trait, name in self.carried.items()}
         traits = {trait: getattr(self, trait) for trait in self.state}
         state = escape(json.dumps({**traits, **self.initial_state(), **names}))
@@ -100,5 +100,5 @@ class Explorer(anywidget.AnyWidget):
 
 
 def in_bytes(picture: Float[Tensor, " pixels"]) -> str:
-    """Return grey values in [0, 1] as a byte a pixel, in base 64."""
+    """Return grey values in [0, 1] as one byte per pixel, in base64."""
     return base64.b64encode((255 * picture).round().to(torch.uint8).numpy().tobytes()).decode()

@@ -11,15 +11,15 @@ from priormatch.explorers.base import Explorer
 
 
 class DimensionsExplorer(Explorer):
-    """Choose how many latent dimensions, one training, and any two dimensions of its codes.
+    """Explorer of codes in any two latent dimensions of a training of the study.
 
     The latent dimensions of a training are sorted by their rate: the first is the most used.
 
     Attributes:
         d: Number of latent dimensions, one of `offers`.
-        seed: Which of its trainings.
+        seed: Seed of the training.
         pair: Two different latent dimensions, counted from 1.
-        offers: The seeds that the study has, by the number of latent dimensions.
+        offers: Seeds in the study, by the number of latent dimensions.
 
     Introduced in "More latent dimensions".
     """
@@ -118,7 +118,7 @@ class DimensionsExplorer(Explorer):
         )
 
     def initial_state(self) -> dict[str, object]:
-        """Return what the chosen training shows in the chosen plane."""
+        """Return the measures of the chosen training, and its codes in the chosen plane."""
         small = slices.pack({self.seed: self.training}, self.pair, slices.labels())
         snapshot = base64.b64encode(assets.zipped(small)).decode()
         return {"snapshot": f"data:application/gzip;base64,{snapshot}"}

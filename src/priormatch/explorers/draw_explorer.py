@@ -14,15 +14,15 @@ from priormatch.explorers.base import Explorer, in_bytes
 
 
 class DrawExplorer(Explorer):
-    """Draw an X or pick one; the encoder answers with Q(z|X), and the decoder reconstructs X.
+    """Explorer of the encoder: Q(z|X) and the reconstruction of an image X, drawn or picked.
 
-    Ink is prepared as MNIST was: scaled into a box of 20 by 20 pixels, anti-aliased, and centred by
-    its mass in 28 by 28. Its pixels are 1 from a grey value of 0.5 on, because the encoder was
-    trained on binary pixels.
+    A drawing is prepared as MNIST was: scaled into a box of 20 by 20 pixels, anti-aliased, and
+    centred by its mass in 28 by 28. A pixel is 1 where its grey value is at least 0.5, because the
+    encoder was trained on binary pixels.
 
     Attributes:
-        digit: Which of the stored test images X is, or -1 if it was drawn.
-        pixels: X, a ``"0"`` or ``"1"`` a pixel.
+        digit: Index of X among the stored test images, or -1 if it was drawn.
+        pixels: X as text, one ``"0"`` or ``"1"`` for each pixel.
 
     Source: :cite:t:`lecun2010`, for the preparation.
 

@@ -1,8 +1,9 @@
-"""The stored history of the question's VAE: where a few hundred codes lay while it was trained.
+"""History of the question's VAE: codes of a few hundred test images during its training.
 
-``python -m priormatch.explorers.history`` begins to train the model of the question again, and
-stores the posteriors of some test images at chosen epochs, with the rate and the mismatch of that
-moment. The last epoch is that of the stored model. It can be killed at any moment and goes on.
+``python -m priormatch.explorers.history`` trains the model of the question again. It stores the
+posteriors of some test images at chosen epochs, with the rate and the mismatch at each. The last of
+these epochs is not trained again, but taken from the stored model. The command can be killed at any
+moment; given again, it resumes.
 """
 
 import contextlib
@@ -31,13 +32,13 @@ EPOCHS = (0, 1, 2, 3, 5, 8, 13, 20, 35, 50, 70, 100)
 """Finished epochs at which the model is measured; the last one is the stored model's."""
 
 EVERY = 20
-"""Every so many test images have their codes stored: 500 of 10,000."""
+"""Spacing of the test images whose codes are stored: 500 of 10,000."""
 
 DRAWS = 5_000
 
 
 class _Enough(Exception):
-    """No error: what is wanted of a training is kept, and it may end."""
+    """Signal to end a training once its last snapshot is saved; not an error."""
 
 
 def train(snapshots: Path) -> None:
@@ -47,7 +48,7 @@ def train(snapshots: Path) -> None:
         snapshots: Folder of ``<epoch>.safetensors``, and of the state of an unfinished training.
 
     Raises:
-        FallbackModelError: Only the fallback digits are there.
+        FallbackModelError: Only the fallback digits are available.
     """
     store.require_mnist("the history of a training")
     snapshots.mkdir(parents=True, exist_ok=True)
@@ -71,11 +72,11 @@ def train(snapshots: Path) -> None:
 
 @torch.no_grad()
 def snapshot(vae: VAE) -> tuple[dict[str, Estimate], dict[str, Float[Tensor, "examples 2"]]]:
-    """Measure a model of one moment of its training.
+    """Measure a model at one epoch of its training.
 
     Returns:
         Rate, in-sample KL and held-out KL in nats; and means, scales and one draw of the
-        posteriors of every 20th test image, with the same noise at every moment.
+        posteriors of every 20th test image, with the same noise at every epoch.
     """
     generator = torch.Generator().manual_seed(0)
     pixels = {part: binarized(part).images for part in PARTS}
@@ -93,11 +94,11 @@ def snapshot(vae: VAE) -> tuple[dict[str, Estimate], dict[str, Float[Tensor, "ex
 
 
 def save(snapshots: Path, file: Path = STORED) -> None:
-    """Measure each snapshot and write the history: codes in half precision, measures as they are.
+    """Measure each snapshot and write the history, with its codes in half precision.
 
     Args:
         snapshots: Folder that `train` has filled.
-        file: Where the history goes.
+        file: File of the history.
     """
     moments = []
     recipe = pretrained.RECIPES[NAME]
@@ -135,7 +136,7 @@ def load(file: Path = STORED) -> dict[str, Tensor]:
 
 
 def main() -> int:
-    """Train, measure and store."""
+    """Train, measure and store the history; return the exit code."""
     snapshots = store.MODELS / "question-checkpoints"
     train(snapshots)
     save(snapshots)

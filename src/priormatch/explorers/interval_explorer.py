@@ -13,7 +13,7 @@ from priormatch.explorers.base import Explorer, in_bytes
 
 
 class IntervalExplorer(Explorer):
-    """Slide z along (0, 10): the decoded digit, and whose posterior lies there.
+    """Explorer of a code z on (0, 10): the decoded digit, and the density of each digit at z.
 
     Attributes:
         z: The code, between 0 and 10 without the ends, rounded to hundredths.

@@ -1,4 +1,4 @@
-"""The live figure of the KL term: one dimension of a posterior, and where the term pulls it."""
+"""The live figure of the KL term: one dimension of a posterior, and the pull of the term."""
 
 import torch
 import traitlets
@@ -10,7 +10,7 @@ from priormatch.explorers.base import Explorer
 
 
 class KLExplorer(Explorer):
-    """Move the mean and the scale of a posterior; see what the KL term costs and where it pulls.
+    """Explorer of the KL term: its value and its pull, by mean and scale of a posterior.
 
     Attributes:
         mu: Mean of the posterior, between -3 and 3.

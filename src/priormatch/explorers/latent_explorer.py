@@ -16,15 +16,15 @@ def _coordinate(initial: float) -> traitlets.Float:
 
 
 class LatentExplorer(Explorer):
-    """Point at a code z; the decoder draws its digit, and the figure says how dense the codes are.
+    """Explorer of the latent plane: the decoded digit and the density of codes at z.
 
-    z moves on a grid with steps of 0.02, so that every shown log ratio is one that was computed
-    here and none is interpolated.
+    z moves on a grid with steps of 0.02. So every log ratio shown was computed in Python, and none
+    is interpolated.
 
     Attributes:
         z: The code, a pair of coordinates between -4 and 4, rounded to the grid.
         view: ``"density"``, ``"ratio"`` or ``"digits"``.
-        points: What the digits are shown by: ``"draws"`` or ``"means"`` of their posteriors.
+        points: Point shown for each test image: ``"draws"`` or ``"means"`` of the posteriors.
         ellipses: Whether posteriors are drawn as ellipses of two standard deviations.
 
     Introduced in "The latent picture".
@@ -74,7 +74,7 @@ class LatentExplorer(Explorer):
 
     @property
     def in_hole(self) -> bool:
-        """Whether q is lower at z than at 99 % of the held-out codes, as `hole_share` has it."""
+        """Whether q is lower at z than at 99 % of the held-out codes, as in `hole_share`."""
         return bool(assets.field().thinness[self._node] & assets.Thinness.HOLE)
 
     @property

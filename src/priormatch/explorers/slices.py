@@ -1,8 +1,8 @@
-"""What the explorer of dimensions shows: rows of the study, and codes of some test images.
+"""Trainings in the explorer of dimensions: rows of the study, and codes of some test images.
 
-``python -m priormatch.explorers.slices`` draws the codes from the kept models of the study, those
-of the rows of its table that differ only in the number of latent dimensions and in their seed. The
-measures are read from the table itself, whenever they are shown.
+``python -m priormatch.explorers.slices`` draws the codes from stored models of the study: those in
+its table that differ only in the number of latent dimensions and in their seed. The measures
+themselves are not stored again, but read from that table.
 """
 
 import functools
@@ -34,7 +34,7 @@ DIMENSIONS: Final = (2, 3, 5, 10, 20, 50)
 """Numbers of latent dimensions that can be shown."""
 
 EVERY: Final = 20
-"""Every so many test images have their codes stored: 500 of 10,000."""
+"""Spacing of the test images whose codes are stored: 500 of 10,000."""
 
 MEASURES: Final[dict[str, Bound]] = {
     "train_rate": "none",
@@ -46,7 +46,7 @@ MEASURES: Final[dict[str, Bound]] = {
     "hole_share": "none",
     "classifier_accuracy": "none",
 }
-"""Columns of the study that are shown, each with its standard error, and the side of its bound."""
+"""Columns of the study that are shown with their errors, and the side of each one's bound."""
 
 _SHOWN: Final = {"encoder_depth": 2, "encoder_width": 500, "beta": 1.0}
 
@@ -58,7 +58,7 @@ class Training(NamedTuple):
         measures: Estimates by the names of `MEASURES`: nats, and shares.
         active_units: Number of latent dimensions whose mean varies with the image.
         rates: Rate of each latent dimension, in nats.
-        marginal_kls: KL(q_j || N(0, 1)) of each latent dimension, in nats, from below.
+        marginal_kls: Lower bounds of KL(q_j || N(0, 1)) of each latent dimension, in nats.
         codes: One draw from the posterior of every 20th test image.
     """
 
@@ -71,7 +71,7 @@ class Training(NamedTuple):
 
 @torch.no_grad()
 def snapshot(vae: VAE) -> dict[str, Tensor]:
-    """Draw codes of a model, and measure what the study's table does not hold.
+    """Draw codes of a model, with the errors that the study's table does not hold.
 
     Args:
         vae: A model with a prior N(0, I).
@@ -113,16 +113,16 @@ def save(
 ) -> None:
     """Draw codes of every converged model in the table, and save them.
 
-    Entries that are up to date stay as they are.
+    Entries that are up to date are kept.
 
     Args:
         shown: Recipes that differ only in their latent dimension and their seed.
         table: The study.
-        trainings: Folder that keeps the trained models.
-        file: Where the codes are, and go.
+        trainings: Folder of the trained models.
+        file: File of the codes, which is read and replaced.
 
     Raises:
-        FallbackModelError: Only the fallback digits are there.
+        FallbackModelError: Only the fallback digits are available.
     """
     store.require_mnist("the table of codes")
     measured = study_rows(table)
@@ -156,7 +156,7 @@ def trainings(table: Table = study.TABLE, file: Path = STORED) -> dict[tuple[int
     """Return the trainings that both the study's table and the stored codes have.
 
     Returns:
-        Trainings by latent dimension and seed, in their order.
+        Trainings by latent dimension and seed, sorted by both.
 
     Raises:
         store.StaleModelError: The codes were drawn from other models than the table's.
@@ -175,17 +175,17 @@ def labels(file: Path = STORED) -> Tensor:
 
 
 def packed(latent: int, table: Table = study.TABLE, file: Path = STORED) -> dict[str, Tensor]:
-    """Return all trainings with that many latent dimensions as a page reads them."""
+    """Return all trainings with a number of latent dimensions, as a page reads them."""
     some = {seed: one for (d, seed), one in trainings(table, file).items() if d == latent}
     return pack(some, range(1, latent + 1), labels(file))
 
 
 def pack(some: dict[int, Training], dimensions: Iterable[int], digits: Tensor) -> dict[str, Tensor]:
-    """Return trainings as a page reads them.
+    """Return trainings in some of their latent dimensions, as a page reads them.
 
     Args:
         some: Trainings with the same latent dimension, by their seed.
-        dimensions: Which latent dimensions, counted from 1, the one of the highest rate.
+        dimensions: Latent dimensions to pack; 1 is the one with the highest rate.
         digits: Labels of the codes.
 
     Returns:
@@ -201,7 +201,7 @@ def pack(some: dict[int, Training], dimensions: Iterable[int], digits: Tensor) -
         return [(one.value, one.standard_error) for one in estimates]
 
     def double(numbers: Sequence[object]) -> Tensor:
-        # Not rounded: a page rounds to as many decimals as Python does.
+        # In double precision, so that a page rounds to the same decimals as Python.
         return torch.tensor(numbers, dtype=torch.float64)
 
     values = some.values()
@@ -223,7 +223,7 @@ def _key(latent: int, seed: int, name: str) -> str:
 
 
 def _stored_snapshot(stored: dict[str, Tensor], latent: int, seed: int) -> dict[str, Tensor]:
-    """Return what is stored of a training: nothing, or all that `snapshot` returns."""
+    """Return the stored `snapshot` of a training; empty if there is none."""
     of_it = _key(latent, seed, "")
     return {key.removeprefix(of_it): stored[key] for key in stored if key.startswith(of_it)}
 
@@ -233,7 +233,7 @@ def _of_dimensions(row: pd.Series, name: str) -> Tensor:
 
 
 def _same_model(row: pd.Series, found: dict[str, Tensor]) -> bool:
-    """Return whether a row of the table and a snapshot are of one model, by its rates."""
+    """Return whether a row of the table and a snapshot come from one model, by their rates."""
     rates = _of_dimensions(row, "rate_of_dimensions")
     return torch.allclose(rates, found["rate"].double(), rtol=1e-3, atol=1e-5)
 
@@ -263,7 +263,7 @@ def _training(row: pd.Series, found: dict[str, Tensor]) -> Training:
 
 
 def main() -> int:
-    """Draw codes of the models in the study's table, and save them."""
+    """Draw codes of the models in the study's table, and save them; return the exit code."""
     save(recipes())
     return 0
 

@@ -1,4 +1,4 @@
-"""The still pictures of the explorers: what a page shows before, or without, JavaScript."""
+"""Still pictures of the explorers, which a page shows before, or without, JavaScript."""
 
 import io
 import math
@@ -23,7 +23,7 @@ def png(figure: Figure) -> bytes:
     drawn, small = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=100)
     plt.close(figure)
-    # 64 colours are enough here, and a third of the bytes.
+    # 64 colours are enough here, and take a third of the bytes.
     Image.open(drawn).convert("RGB").quantize(64).save(small, format="png", optimize=True)
     return small.getvalue()
 

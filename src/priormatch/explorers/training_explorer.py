@@ -10,11 +10,11 @@ from priormatch.explorers.base import Explorer
 
 
 class TrainingExplorer(Explorer):
-    """Go through the training of the question's VAE: its codes, its rate and its mismatch.
+    """Explorer of the training of the question's VAE: codes, rate and mismatch by epoch.
 
     Attributes:
-        step: Which of the stored epochs is shown, counted from 0.
-        points: ``"codes"``, one draw of each posterior, ``"means"`` or ``"posteriors"``.
+        step: Index of the stored epoch that is shown, counted from 0.
+        points: ``"codes"``, one draw from each posterior, ``"means"`` or ``"posteriors"``.
 
     Introduced in "The latent picture".
     """
