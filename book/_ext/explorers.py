@@ -1,10 +1,11 @@
-"""Sphinx extension: the explorers of the pages come to life without a kernel.
+"""Sphinx extension: explorers on static pages, without a kernel.
 
-An explorer arrives as a captioned still picture, from a cell or from the directive ``explorer`` of
-a Markdown page. A page with one loads `start.js`, which loads the rest when a reader comes near.
+An explorer arrives as a still picture with a caption, from a cell or from the directive
+``explorer`` of a Markdown page. The page loads `start.js`, which loads the rest when the reader
+scrolls near.
 
-1. Stills leave the page and become files, which a browser loads only when they come near.
-2. The modules, the style and the files that the explorers name are put beside the pages.
+1. Still pictures are moved out of the page into files, which a browser loads lazily.
+2. Modules, style and data files of the explorers are copied into the site.
 """
 
 import base64
@@ -24,9 +25,9 @@ CARRIED = re.compile(r"[\w-]+\.safetensors\.gz")
 
 
 class ExplorerDirective(Directive):
-    """``{explorer} latent`` on a Markdown page: the explorer of that name as it begins.
+    """``{explorer} latent`` on a Markdown page: the explorer of that name in its initial state.
 
-    With the option ``small`` it is small, and keeps only what follows the pointer.
+    With the option ``small`` it is small, and shows only the parts that follow the pointer.
     """
 
     required_arguments: ClassVar[int] = 1
@@ -46,7 +47,7 @@ class ExplorerDirective(Directive):
 def prepare_page(
     app: Sphinx, page: str, template: str, context: dict[str, Any], tree: nodes.document | None
 ) -> None:
-    """Give a page with explorers their script and style, and take the stills out of it."""
+    """Add script and style to a page with explorers, and move its stills into files."""
     body = context.get("body", "")
     if FIGURE not in body:
         return
@@ -74,7 +75,7 @@ def prepare_page(
 
 
 def copy_files(app: Sphinx, exception: Exception | None) -> None:
-    """Put modules, style and what the explorers carry into the finished site."""
+    """Copy modules, style and data files of the explorers into the finished site."""
     names = getattr(app.env, "explorer_files", None)
     if exception or names is None or app.builder.format != "html":
         return

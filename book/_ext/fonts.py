@@ -1,8 +1,8 @@
 """Sphinx extension: the font of formulas, and fonts cut down to the glyphs that are used.
 
-Pages with formulas get STIX Two Math inside a style sheet: no formula is seen in another font first
-and moves the text when its own arrives. The font's copyright and licence, the SIL Open Font License
-1.1, stay in its name table.
+Pages with formulas get STIX Two Math inside a style sheet. So no formula appears in another font
+first, and no text moves when the right font arrives. The font's copyright and licence, the SIL Open
+Font License 1.1, stay in its name table.
 """
 
 import base64
@@ -21,9 +21,9 @@ from mathml import FORMULA
 from sphinx.application import Sphinx
 
 FORMULA_FONT = "ziamath/fonts/STIXTwoMath-Regular.ttf"
-"""Where the font lies in its package."""
+"""Path of the font below the folder of installed packages."""
 BRACKET_SIZES = 6
-"""How many sizes of a bracket come as forms of their own, up to some two lines."""
+"""Number of bracket sizes with a glyph of their own, up to about two lines of text."""
 STYLE_SHEET = "formulas.css"
 FONT_FACE = (
     '@font-face {{ font-family: "STIX Two Math"; src: url({font}); font-display: block; }}\n'
@@ -32,25 +32,26 @@ TAG = re.compile(r"<[^>]*>")
 
 ITALIC = {
     int(unicodedata.decomposition(chr(italic)).removeprefix("<font> "), 16): italic
-    # 1D455 is no letter: Planck's constant was there before.
+    # 1D455 is not assigned: the italic h is Planck's constant, 210E.
     for italic in {0x210E, *range(0x1D434, 0x1D468), *range(0x1D6E2, 0x1D71C)} - {0x1D455}
 }
-"""Every letter that browsers set in italics when it is alone in a ``<mi>``, and its italic form."""
+"""Italic form of each letter that browsers set in italics when it is alone in a ``<mi>``."""
 
 ROOT_SIGN = 0x221A
-"""What browsers draw a ``<msqrt>`` with, which does not hold the sign itself."""
+"""Sign that browsers draw for a ``<msqrt>``, whose source does not contain it."""
 
 
 def subset_font(
     file: Path, letters: set[int], *, features: tuple[str, ...] = (), bracket_sizes: int = 0
 ) -> tuple[str, set[int]]:
-    """Cut a font down to some letters.
+    """Return a font reduced to some letters.
 
     Args:
         file: The font, which is left as it is.
         letters: Code points; those that the font lacks are left out.
         features: OpenType features to keep.
-        bracket_sizes: Forms to keep of a bracket that larger sizes are built of parts; 0 for all.
+        bracket_sizes: Glyphs to keep of a bracket whose larger sizes are built from parts; 0 keeps
+            all.
 
     Returns:
         The font as a ``data:`` URL of a WOFF, and the letters it has.
@@ -83,7 +84,7 @@ def signs(pages: list[str]) -> set[int]:
 def use_font(
     app: Sphinx, page: str, template: str, context: dict[str, Any], tree: nodes.document | None
 ) -> None:
-    """Let a page with formulas load their font."""
+    """Add the style sheet with the font to a page with formulas."""
     if FORMULA.search(context.get("body", "")):
         app.add_css_file(STYLE_SHEET)
 
@@ -95,14 +96,14 @@ def write_font(app: Sphinx, exception: Exception | None) -> None:
     out = Path(app.outdir)
     letters = signs([file.read_text(encoding="utf-8") for file in out.rglob("*.html")])
     file = Path(distribution("ziamath").locate_file(FORMULA_FONT))
-    # Shapes made for scripts, "ssty", would double the size, and not every browser takes them.
+    # Glyphs for subscripts, "ssty", would double the size, and not every browser uses them.
     font, _ = subset_font(file, letters, features=("kern",), bracket_sizes=BRACKET_SIZES)
     (out / "_static" / STYLE_SHEET).write_text(FONT_FACE.format(font=font), encoding="utf-8")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect the extension to Sphinx's events."""
-    # It tells at length what it leaves out.
+    # fontTools logs at length what it leaves out.
     logging.getLogger("fontTools").setLevel(logging.WARNING)
     app.connect("html-page-context", use_font)
     app.connect("build-finished", write_font)

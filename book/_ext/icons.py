@@ -1,8 +1,8 @@
-"""Sphinx extension: of Font Awesome, the icons that the pages use.
+"""Sphinx extension: Font Awesome, reduced to the icons that the pages use.
 
-It comes as a script of 1.5 MB with every icon there is, and as fonts beside it. The pages get fonts
-with their own icons, inside the style sheet, and no script. The licence stays in the style sheet,
-in the fonts and in ``_static/vendor/fontawesome/LICENSE.txt``.
+Font Awesome comes as a script of 1.5 MB with every icon, and as fonts. The pages get no script, and
+fonts with only their own icons, inside the style sheet. The licence stays in the style sheet, in
+the fonts and in ``_static/vendor/fontawesome/LICENSE.txt``.
 """
 
 import re
@@ -16,7 +16,7 @@ from sphinx.errors import ExtensionError
 STYLE_SHEET = "styles/pydata-sphinx-theme.css"
 """The theme's style sheet, which holds Font Awesome's."""
 ICON_SCRIPT = "fontawesome.js"
-# The style sheet's map no longer fits it.
+# The map no longer fits the changed style sheet.
 UNUSED = (ICON_SCRIPT, f"{ICON_SCRIPT}.map", f"{Path(STYLE_SHEET).name}.map")
 
 ICON_RULE = re.compile(r'\.fa-[\w-]+:before(?:,\.fa-[\w-]+:before)*\{content:"(\\[^"]+|[^"])"\}')
@@ -32,7 +32,7 @@ class MissingIconError(ExtensionError):
 
 
 def icon_names(pages: list[str], scripts: list[str]) -> set[str]:
-    """Return the classes ``fa-...`` of all elements, also of those that scripts will add."""
+    """Return the classes ``fa-...`` of all elements, including those that scripts add later."""
     attributes = [a for text in pages for a in re.findall(r'\bclass="([^"]*)"', text)]
     quoted = [q for text in scripts for q in re.findall(r'"([^"]*\bfa-[^"]*)"', text)]
     words = {word for classes in attributes + quoted for word in classes.split()}
@@ -40,7 +40,7 @@ def icon_names(pages: list[str], scripts: list[str]) -> set[str]:
 
 
 def letters_of(css: str, names: set[str]) -> tuple[str, set[int]]:
-    """Drop the icons that are not named; return the style sheet and the letters of the others.
+    """Return the style sheet with only the named icons, and the letters of these.
 
     Raises:
         MissingIconError: The style sheet has no rule for a name.
@@ -62,7 +62,7 @@ def letters_of(css: str, names: set[str]) -> tuple[str, set[int]]:
 
 
 def shrink_icons(static: Path, pages: list[str]) -> None:
-    """Leave of Font Awesome the icons that the pages use, as fonts inside the style sheet.
+    """Reduce Font Awesome to the icons that the pages use, as fonts inside the style sheet.
 
     Raises:
         MissingIconError: An icon is in no font, or not in the style sheet.
@@ -89,7 +89,7 @@ def shrink_icons(static: Path, pages: list[str]) -> None:
 
 
 def finish_icons(app: Sphinx, exception: Exception | None) -> None:
-    """Put the icons into the style sheet; delete the script with all of them, and the fonts."""
+    """Put the icons into the style sheet, and delete the script and the font files."""
     if exception or app.builder.format != "html":
         return
     static = Path(app.outdir) / "_static"

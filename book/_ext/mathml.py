@@ -1,7 +1,7 @@
-"""Sphinx extension: TeX becomes MathML when the book is built.
+"""Sphinx extension: translation of TeX to MathML when the book is built.
 
-Browsers typeset it themselves, without a script, and screen readers read it. A formula that cannot
-be translated is a warning, so the build fails. Its font comes from `fonts`.
+Browsers typeset MathML without a script, and screen readers read it. A formula that cannot be
+translated gives a warning, which fails the build. The font comes from `fonts`.
 """
 
 import re
@@ -25,13 +25,13 @@ for (const event of ["load", "resize"]) addEventListener(event, () => {
     else box.removeAttribute("tabindex");
   }
 });"""
-"""Lets the keyboard reach a formula that scrolls in its box."""
+"""Script that lets the keyboard scroll a formula wider than its box."""
 
 logger = logging.getLogger(__name__)
 
 
 def to_mathml(tex: str, macros: dict[str, str], *, display: bool) -> str:
-    r"""Translate a formula; `macros` has its own commands, as in ``{"E": r"\mathbb{E}"}``.
+    r"""Translate a formula to MathML; `macros` adds commands, as in ``{"E": r"\mathbb{E}"}``.
 
     Raises:
         LatexError: A command is unknown, or the formula is not well formed.
@@ -44,7 +44,7 @@ def to_mathml(tex: str, macros: dict[str, str], *, display: bool) -> str:
 
 
 def formula(translator: HTML5Translator, node: nodes.math | nodes.math_block) -> str:
-    """Return a node's MathML, or complain of its TeX and return nothing."""
+    """Return a node's MathML, or log a warning about its TeX and return an empty text."""
     display = isinstance(node, nodes.math_block)
     try:
         return to_mathml(node.astext(), translator.config.tex_macros, display=display)

@@ -1,13 +1,13 @@
-"""Sphinx extension: pages that load little and describe themselves.
+"""Sphinx extension: light and accessible pages, each with a description.
 
-What the theme and the other extensions write is mended once the site is finished:
+The output of the theme and of the other extensions is corrected once the site is finished:
 
-1. Scripts that every page loads and only the search page uses are loaded there alone; the others
-   no longer hold up the first picture; files that nothing uses are deleted.
-2. A figure travels as WebP, without loss at half the size; it says how large it is, so that text
-   does not jump when it arrives, and is loaded when near.
-3. The entries of a bibliography are a list with roles that a screen reader understands.
-4. What is seen first is not moved and not recoloured by what comes later.
+1. The search page alone loads the search scripts. Other scripts do not delay the first picture, and
+   unused files are deleted.
+2. A figure becomes a lossless WebP of half the size. It has its width and height, so that text does
+   not jump when it arrives, and is loaded lazily.
+3. The entries of a bibliography get roles that a screen reader understands.
+4. Fonts and colours are ready before the text is drawn, so that nothing moves or changes colour.
 
 While the pages are written, each gets a description in plain words and the date of its last commit.
 """
@@ -37,31 +37,31 @@ document.fonts.forEach((font) => font.load());
 if (document.documentElement.dataset.theme === "auto")
   document.documentElement.dataset.theme =
     matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";"""
-"""Runs once the style sheets are there, and before the text.
+"""Script that runs after the style sheets are loaded and before the text is drawn.
 
-A browser would unpack even a font inside a style sheet only when it meets a letter of it, draw the
-text without, and move it when the font is ready. And on a first visit a page has no colours before
-the theme's script has turned "auto" into one of its two palettes.
+A browser unpacks even a font inside a style sheet only when it meets a letter of it. It would draw
+the text without the font, and move the text when the font is ready. On a first visit a page has no
+colours until the theme's script has turned "auto" into one of its two palettes.
 """
 
 DESCRIPTION_LENGTH = 200
-"""More characters of a description are shown nowhere."""
+"""Number of characters of a description that other sites show at most."""
 
 
 NOTICE = """\
 *A chapter of [{title}]({page}).
 It runs where the book's package is installed:* `pip install {package}`"""
-"""What the notebook that a reader downloads says first."""
+"""First cell of a notebook that a reader downloads."""
 
 
 # Finished pages
 
 
 def scripts_that_wait(html: str, *, search: bool) -> str:
-    """Let a page's scripts run, in their order, when the page is there.
+    """Defer a page's scripts until the page is parsed, in their order.
 
-    The search page runs the search scripts while it is read, so that they stay as they are there;
-    on the others nothing calls them as long as ``search_as_you_type`` is off.
+    The search page runs its scripts while it is parsed, so it stays as it is. The other pages lose
+    the search scripts, which nothing calls there as long as ``search_as_you_type`` is off.
     """
 
     def mend(tag: re.Match[str]) -> str:
@@ -78,7 +78,7 @@ def scripts_that_wait(html: str, *, search: bool) -> str:
 
 
 def small_pictures(html: str, folder: Path) -> str:
-    """Let a page show its figures as WebP, pixel by pixel the same and half as large."""
+    """Convert the figures of a page to lossless WebP, half as large."""
 
     def mend(name: re.Match[str]) -> str:
         png = folder / name[0]
@@ -92,7 +92,7 @@ def small_pictures(html: str, folder: Path) -> str:
 
 
 def images_that_wait(html: str, folder: Path) -> str:
-    """Give the figures of a page their sizes, and load each when it is near."""
+    """Add width, height and lazy loading to the figures of a page."""
 
     def mend(tag: re.Match[str]) -> str:
         source = re.search(r'\bsrc="([^"]*_images/[^"]*)"', tag[0])
@@ -108,7 +108,7 @@ def images_that_wait(html: str, folder: Path) -> str:
 
 
 def accessible(html: str) -> str:
-    """Hide icons from screen readers, mend the list of a bibliography, and let text be a name."""
+    """Hide icons from screen readers, correct list roles, and name controls by their text."""
     html = re.sub(r'<i class="(?=[^"]*\bfa[srb]?\b)', '<i aria-hidden="true" class="', html)
     html = html.replace('role="doc-biblioentry"', 'role="listitem"')
     html = html.replace('<summary aria-label="Toggle hidden content">', "<summary>")
@@ -116,7 +116,7 @@ def accessible(html: str) -> str:
 
 
 def finish_site(app: Sphinx, exception: Exception | None) -> None:
-    """Mend the pages and delete what no page uses."""
+    """Correct the finished pages and delete the files that no page uses."""
     if exception or app.builder.format != "html":
         return
     out = Path(app.outdir)
@@ -128,7 +128,7 @@ def finish_site(app: Sphinx, exception: Exception | None) -> None:
         html = small_pictures(html, file.parent)
         html = images_that_wait(html, file.parent)
         html = downloads(accessible(html))
-        # The theme's theme.css has one line, which imports basic.css: a request for nothing.
+        # The theme's theme.css only imports basic.css, so it costs a request for nothing.
         html = re.sub(r"styles/theme\.css(\?[^\"]*)?", "basic.css", html)
         html = html.replace(f"<title>{app.config.html_title} &#8212; ", "<title>")
         file.write_text(html, encoding="utf-8")
@@ -136,19 +136,19 @@ def finish_site(app: Sphinx, exception: Exception | None) -> None:
     replaced = [webp.with_suffix(".png") for webp in out.glob("_images/*.webp")]
     for file in unused + replaced:
         file.unlink()
-    # Translations of the theme; its pages are written in one language already.
+    # Translations of the theme are unused: the pages are written in one language.
     shutil.rmtree(static / "locales", ignore_errors=True)
     write_first_page(app)
     prepare_notebooks(out, app.config)
 
 
 def downloads(html: str) -> str:
-    """Let the link to a page's source save the file, on hosts that would show it, too."""
+    """Make the link to a page's source save the file, even on hosts that would show it."""
     return re.sub(r'<a (?=href="[^"]*_sources/[^"]*\.ipynb")', "<a download ", html)
 
 
 def prepare_notebooks(out: Path, config: Config) -> None:
-    """Put what a notebook needs to run at the top of those that readers download."""
+    """Insert a note on installation at the top of the notebooks that readers download."""
     repository = f"git+{config.html_theme_options['repository_url']}"
     for file in (out / "_sources").rglob("*.ipynb"):
         notebook = nbformat.read(file, as_version=4)
@@ -161,10 +161,10 @@ def prepare_notebooks(out: Path, config: Config) -> None:
 
 
 def write_first_page(app: Sphinx) -> None:
-    """Lead from the site's root to its first page.
+    """Write a root page that redirects to the first page of the book.
 
-    Jupyter Book writes such a page if there is none, but one without a language, a title, a link to
-    click on, or anything that another site could show of the book.
+    Jupyter Book would write one without a language, a title, a link to click on, or metadata for
+    the preview of a link.
     """
     first = f"{app.config.root_doc}.html"
     page = (Path(app.outdir) / first).read_text(encoding="utf-8")
@@ -184,11 +184,11 @@ def write_first_page(app: Sphinx) -> None:
     (Path(app.outdir) / "index.html").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-# What a page says of itself
+# Descriptions of pages
 
 
 def plain(tex: str) -> str:
-    r"""Write a short formula without TeX: ``\N(0, I)`` as ``N(0, I)``, ``\mu`` as ``μ``."""
+    r"""Return a short formula without TeX: ``\N(0, I)`` as ``N(0, I)``, ``\mu`` as ``μ``."""
 
     def name(command: re.Match[str]) -> str:
         try:
@@ -200,7 +200,7 @@ def plain(tex: str) -> str:
 
 
 def description(doctree: nodes.document) -> str:
-    """Return the first sentences of a page's lead, as many as are shown anywhere."""
+    """Return the first sentences of a page's lead, within `DESCRIPTION_LENGTH` if possible."""
     lead = next((p for p in doctree.findall(nodes.paragraph)), None)
     if lead is None:
         return ""
@@ -220,7 +220,7 @@ def description(doctree: nodes.document) -> str:
 
 
 def last_commit(file: Path) -> date | None:
-    """Return the day of the last commit to a file; nothing outside a repository."""
+    """Return the day of the last commit to a file; None outside a repository."""
     command = ["git", "log", "-1", "--format=%cs", "--", file.name]
     try:
         said = subprocess.run(
@@ -234,7 +234,7 @@ def last_commit(file: Path) -> date | None:
 def describe_page(
     app: Sphinx, pagename: str, templatename: str, context: dict, doctree: nodes.document | None
 ) -> None:
-    """Give a page its description and the date of its last change."""
+    """Add a description and the date of the last change to a page."""
     if doctree is None:
         return
     if text := description(doctree):

@@ -1,6 +1,6 @@
-"""Write the README's figure: the draws of the question's posteriors, as the chapter shows them.
+"""Figure of the README, copied from a chapter: draws from the question's posteriors.
 
-And the card that other sites show beside a link to the book: the same picture below the title.
+The card, which other sites show beside a link to the book, is the same picture below the title.
 """
 
 import base64
@@ -15,11 +15,11 @@ CHAPTER, CELL = "book/02-the-latent-picture", "fig-quilt"
 FIGURE = ROOT / "book" / "_static" / "quilt.png"
 CARD = ROOT / "book" / "_static" / "card.png"
 CARD_PIXELS = (1200, 630)
-"""What the sites ask for."""
+"""Width and height that those sites ask for."""
 
 
 def write_figure(book: Book) -> Path:
-    """Copy the picture out of the executed chapter, which runs first if it has not yet."""
+    """Copy the figure from the executed chapter, which is executed first if necessary."""
     cells = {cell.id: cell for cell in book.execute(CHAPTER).notebook.cells}
     pictures = [
         output.data["image/png"]

@@ -1,7 +1,7 @@
 """Sphinx extension: the reference of the package, made from its docstrings.
 
-Docstrings are written for the terminal. Here names in single backticks become links where they name
-something public, and "Introduced in" links to the chapter.
+Docstrings are written for the terminal. In the reference a public name in single backticks becomes
+a link, and "Introduced in" links to the chapter.
 """
 
 import re
@@ -21,7 +21,7 @@ INTRODUCED = re.compile(r'^(?P<lead>\s*)Introduced in "(?P<title>[^"]+)"\.$')
 
 @cache
 def public_names() -> dict[str, str]:
-    """Return where each public function and class is defined, by its short and its full name."""
+    """Return the full name of each public function and class, by its short and its full name."""
     names: dict[str, str] = {}
     source = Path(import_module(PACKAGE).__file__ or "").parent
     for file in sorted(source.rglob("*.py")):

