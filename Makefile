@@ -1,8 +1,8 @@
 # `make` alone lists what can be made. Everything is installed into .venv, nothing elsewhere.
 PYTHON ?= python3
 BIN := .venv/bin
-# One process a core, each of one thread: tests of the package do not share.
-SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+# One process a core; one that has nothing left to do takes tests of another.
+PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 .DEFAULT_GOAL := help
 # One target after the other, so that what is about to happen is printed before it does.
 .NOTPARALLEL:
@@ -15,10 +15,10 @@ book: about-book .venv/.reader ## build the book into _build/html
 	@$(BIN)/python book/_ext/build.py
 
 test: about-test .venv/.developer ## run everything that proves the project right, in a quarter of an hour
-	@$(SIDE_BY_SIDE) -m "not book"; package=$$?; $(BIN)/python -m pytest -m book && exit $$package
+	@$(BIN)/python book/_ext/build.py; built=$$?; $(PYTEST) --built && exit $$built
 
 quick: .venv/.developer ## run the package's tests but the slow ones, in two minutes
-	@$(SIDE_BY_SIDE) -m "not book and not slow"
+	@$(PYTEST) -m "not book and not slow"
 
 lab: .venv/.reader ## open the chapters in JupyterLab
 	@$(BIN)/jupyter lab book
@@ -42,6 +42,7 @@ about-book:
 about-test:
 	@echo "make test: install into .venv, execute every chapter once, build the site, run all tests."
 	@$(timing)
+	@echo "The tests themselves take some ten minutes more on two cores."
 
 # torch for Linux brings CUDA: several GB that nothing here needs, hence the hint.
 define timing

@@ -5,6 +5,7 @@ import functools
 import http.server
 import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write tests/baselines/*.json anew from this run, as far as one run can",
     )
+    parser.addoption(
+        "--built",
+        action="store_true",
+        help="take chapters and site as book/_ext/build.py, run just before, has left them",
+    )
+
+
+def is_one_of_several(config: pytest.Config) -> bool:
+    """Tell whether this is a process of ``pytest -n``."""
+    return hasattr(config, "workerinput")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -42,8 +53,11 @@ def say(pytestconfig: pytest.Config) -> Callable[[str], None]:
 
     def write(text: str) -> None:
         with capture.global_and_fixture_disabled():
-            terminal.ensure_newline()
-            terminal.write_line(text)
+            if terminal is None:  # in a process of "pytest -n"
+                print(f"\n{text}", file=sys.__stderr__, flush=True)
+            else:
+                terminal.ensure_newline()
+                terminal.write_line(text)
 
     return write
 
@@ -57,6 +71,12 @@ def digits(pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> Itera
     # A download shows its progress.
     with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         found = prepare_data()
+    if is_one_of_several(pytestconfig):
+        # Processes side by side do not share a core's threads. Not by OMP_NUM_THREADS, which
+        # chapters' results may depend on.
+        import torch
+
+        torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("PRIORMATCH_DATA", found)
         yield found
@@ -66,6 +86,18 @@ def digits(pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> Itera
 def book(digits: str) -> Book:
     """The book of this repository, on the digits that were found."""
     return Book(ROOT, digits)
+
+
+@functools.cache
+def executed_before(book: Book, chapter: str) -> Executed:
+    """Return an executed chapter from the cache, or fail: what is not there has failed before."""
+    try:
+        executed = book.from_cache(chapter)
+    except ChapterError as error:
+        pytest.fail(str(error), pytrace=False)
+    if executed is None:
+        pytest.fail(f"{chapter} does not run: see what build.py printed above", pytrace=False)
+    return executed
 
 
 def chapters_of(test: pytest.Item, book: Book) -> set[str]:
@@ -87,9 +119,13 @@ def execute(
 ) -> Iterator[Execute]:
     """Return an executed chapter, or fail with the message that names the cell.
 
-    The first use starts all chapters that the session wants, a few at a time.
+    The first use starts all chapters that the session wants, a few at a time; with ``--built``
+    they have been executed before.
     """
-    if hasattr(request.config, "workerinput"):
+    if request.config.getoption("--built"):
+        yield functools.partial(executed_before, book)
+        return
+    if is_one_of_several(request.config):
         pytest.fail('Every process of "pytest -n" would execute the chapters: add -m "not book".')
     wanted = set().union(*(chapters_of(test, book) for test in request.session.items))
     with Executions(book, say) as executions:

@@ -4,14 +4,14 @@ A check is a function from a page to a list of complaints, so that it can be sho
 fault; one test holds all checks of a kind for one page.
 """
 
+import functools
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import unquote, urlsplit
 from xml.etree import ElementTree
 
 import build
@@ -46,8 +46,11 @@ each_page = pytest.mark.parametrize("page", PAGES)
 
 
 @pytest.fixture(scope="session")
-def site(book, execute, say) -> Path:
+def site(book, execute, say, request) -> Path:
     """The folder of the site, built from the executed chapters without a warning."""
+    if request.config.getoption("--built"):
+        folder = book.root / "_build" / "html"
+        return folder if folder.is_dir() else pytest.fail("no site: see what build.py printed")
     for chapter in book.chapters:
         execute(chapter)
     say("Writing the site ...")
@@ -57,7 +60,9 @@ def site(book, execute, say) -> Path:
         pytest.fail(str(error), pytrace=False)
 
 
+@functools.cache
 def parse(file: Path) -> BeautifulSoup:
+    """Parse a page once for all checks, none of which changes it."""
     return BeautifulSoup(file.read_text(encoding="utf-8"), "html.parser")
 
 
@@ -170,14 +175,53 @@ def test_chapters_can_be_downloaded_as_notebooks_that_say_what_they_need(site):
         assert downloaded.cells[1:] == source.cells, chapter
 
 
-def test_links_and_anchors_lead_somewhere(address, tmp_path):
-    settings = tmp_path / "linkchecker.ini"
-    settings.write_text("[filtering]\ncheckextern=0\n[AnchorCheck]\n[output]\nstatus=0\n")
-    program = Path(sys.executable).with_name("linkchecker")
-    # Over HTTP: started by root it becomes nobody, who may not be allowed to read the files.
-    command = [program, "--config", settings, address]
-    checked = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert checked.returncode == 0, checked.stdout[-5000:] + checked.stderr[-2000:]
+def targets(document: BeautifulSoup) -> set[str]:
+    """Return the addresses of everything that a page links to or loads."""
+    attributes = ("href", "src", "action", "data", "poster")
+    found = {tag[name] for name in attributes for tag in document.select(f"[{name}]")}
+    for tag in document.select("[srcset]"):
+        found |= {candidate.split()[0] for candidate in tag["srcset"].split(",")}
+    return found
+
+
+def anchors(document: BeautifulSoup) -> set[str]:
+    """Return the places of a page that a link can lead to."""
+    return {tag["id"] for tag in document.select("[id]")} | {
+        tag["name"] for tag in document.select("a[name]")
+    }
+
+
+def dead_ends(site: Path) -> list[str]:
+    """Find links and resources of pages and style sheets that lead nowhere within the site."""
+    pages = {file: parse(file) for file in site.rglob("*.html")}
+    known = {file: anchors(page) for file, page in pages.items()}
+    linked = {file: targets(page) for file, page in pages.items()}
+    for file in site.rglob("*.css"):
+        style = re.sub(r"/\*.*?\*/", "", file.read_text(encoding="utf-8"), flags=re.DOTALL)
+        linked[file] = set(re.findall(r"""url\(\s*["']?([^"')]+)""", style))
+    complaints = []
+    for file, addresses in linked.items():
+        for address in sorted(addresses):
+            parts = urlsplit(address)
+            if parts.scheme or parts.netloc:
+                continue
+            # The page of an error, shown at any address, links from the root of its host.
+            path = unquote(parts.path)
+            inside = path.removeprefix(static_host.PREFIX)
+            target = site / inside if path != inside else file.parent / path if path else file
+            target = Path(os.path.normpath(target))
+            target = target / "index.html" if target.is_dir() else target
+            where = f"{file.relative_to(site)}: {address}"
+            anchor = unquote(parts.fragment)
+            if site not in target.parents or not target.is_file():
+                complaints.append(where)
+            elif anchor and target in known and anchor not in known[target]:
+                complaints.append(f"{where} has no such anchor")
+    return complaints
+
+
+def test_links_and_anchors_lead_somewhere(site):
+    assert dead_ends(site) == []
 
 
 # In a real browser
@@ -486,6 +530,30 @@ def test_a_resource_of_another_host_is_found():
         '<link rel="stylesheet" href="//d.org/d.css"><img src="http://e.org/e.png">'
     )
     assert len(foreign_resources(BeautifulSoup(page, "html.parser"))) == 3
+
+
+def test_a_dead_link_of_the_site_is_found(tmp_path):
+    (tmp_path / "book").mkdir()
+    (tmp_path / "a.png").touch()
+    (tmp_path / "style.css").write_text("a {b: url(a.png)} /* url(d.png) */ c {d: url('c.png')}")
+    (tmp_path / "index.html").write_text('<a href="book/page.html#here">a</a><a href=".">b</a>')
+    (tmp_path / "404.html").write_text('<a href="/latent-quilt/a.png">a</a><a href="/b.png">b</a>')
+    (tmp_path / "book" / "page.html").write_text(
+        '<p id="here"><a href="#here">a</a><a href="#there">b</a><a href="../index.html?q=1">c</a>'
+        '<a href="no.html">d</a><a href="../index.html#here">e</a><a href="../../x.html">f</a>'
+        '<img src="../a.png"><img src="../b.png"><a href="https://example.org/no">g</a>'
+        '<img srcset="../a.png 1x, ../e.png 2x"><a href="mailto:a@b.org">h</a>'
+    )
+    assert sorted(dead_ends(tmp_path)) == [
+        "404.html: /b.png",
+        "book/page.html: #there has no such anchor",
+        "book/page.html: ../../x.html",
+        "book/page.html: ../b.png",
+        "book/page.html: ../e.png",
+        "book/page.html: ../index.html#here has no such anchor",
+        "book/page.html: no.html",
+        "style.css: c.png",
+    ]
 
 
 def test_faults_in_a_browser_are_found(browser, tmp_path):

@@ -118,24 +118,27 @@ class Book:
         Raises:
             ChapterError: A cell fails, runs too long or writes to stderr.
         """
-        notebook = nbformat.read(self.source(chapter), as_version=4)
-        cached = self._from_cache(notebook)
-        if cached is None:
-            return self._execute_anew(chapter, notebook)
-        refuse_stderr(chapter, cached.notebook)
-        return cached
+        return self.from_cache(chapter) or self._execute_anew(chapter)
 
-    def _from_cache(self, notebook: nbformat.NotebookNode) -> Executed | None:
+    def from_cache(self, chapter: str) -> Executed | None:
+        """Return the executed chapter if the cache has it.
+
+        Raises:
+            ChapterError: A cell has written to stderr.
+        """
+        notebook = nbformat.read(self.source(chapter), as_version=4)
         with self.cache_lock:
             try:
                 record = self.cache.match_cache_notebook(notebook)
             except KeyError:
                 return None
             _, notebook = self.cache.merge_match_into_notebook(notebook)
-            return Executed(notebook, record.data["execution_seconds"], cached=True)
+        refuse_stderr(chapter, notebook)
+        return Executed(notebook, record.data["execution_seconds"], cached=True)
 
-    def _execute_anew(self, chapter: str, notebook: nbformat.NotebookNode) -> Executed:
+    def _execute_anew(self, chapter: str) -> Executed:
         warm_up()
+        notebook = nbformat.read(self.source(chapter), as_version=4)
         current = 0
 
         def remember(cell: nbformat.NotebookNode, cell_index: int) -> None:
