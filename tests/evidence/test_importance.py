@@ -155,7 +155,8 @@ def test_average_bounds_are_the_means_of_what_the_weights_of_many_draws_say():
         "effective_draws": (ratio.sum(0).square() / ratio.square().sum(0), "none"),
     }
     averages = average_bounds(bounds)
-    assert averages.keys() == expected.keys()
+    assert averages.keys() == {*expected, "reliable_share"}
+    assert averages["reliable_share"].value == (bounds.pareto_k <= 0.7).double().mean().item()
     for name, (values, bound) in expected.items():
         torch.testing.assert_close(getattr(bounds, name), values, rtol=0, atol=1e-9)
         assert averages[name].value == pytest.approx(values.mean().item(), abs=1e-9)

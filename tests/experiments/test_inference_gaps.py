@@ -1,4 +1,5 @@
 import functools
+import math
 from dataclasses import replace
 
 import pytest
@@ -34,8 +35,11 @@ def test_a_model_is_measured_as_the_study_measures_it(small_world, posterior, mo
     if posterior == "gaussian":
         monkeypatch.setattr(audit, "fit_best", only_a_gaussian)
         by_study = study.measure(model, draws=300)
-        for name in ("train_rate", "test_rate", "train_elbo", "test_elbo", "density_bound"):
+        for name in ("train_rate", "test_rate", "train_elbo", "test_elbo"):
             assert found[name].value == pytest.approx(by_study[name].value, rel=1e-6)
+        one, other = found["density_bound"], by_study["density_bound"]
+        apart = math.hypot(one.standard_error, other.standard_error)
+        assert abs(one.value - other.value) < 5 * apart
 
 
 def test_a_row_holds_the_recipe_and_the_measures_of_its_converged_model(small_world, tmp_path):

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from priormatch.audit import Measure, summary
 from priormatch.data import PARTS, binarized, load_mnist
@@ -141,10 +140,11 @@ def measure(vae: VAE, draws: int = 10_000, seed: int = 0) -> dict[str, Measure]:
     """
     generator = torch.Generator().manual_seed(seed)
     measures: dict[str, Measure] = {}
-    encoded = {}
+    encoded, codes = {}, {}
     for part in PARTS:
         parts = bound_parts_in_chunks(vae, binarized(part).images, generator)
         encoded[part] = encode(vae, binarized(part).images)
+        codes[part] = draw(AggregatedPosterior(*encoded[part]).posteriors, generator)
         measures[f"{part}_distortion"] = average(parts.distortion)
         measures[f"{part}_rate"] = average(parts.rate)
         measures[f"{part}_elbo"] = average(parts.elbo)
@@ -158,7 +158,6 @@ def measure(vae: VAE, draws: int = 10_000, seed: int = 0) -> dict[str, Measure]:
         seed=seed,
     )
     # One Gaussian for each class: the quilt of ten patches in the discussion.
-    codes = {part: _draw(encoded[part], generator) for part in PARTS}
     quilt_of_ten = fit_mixture_by_class(codes["train"], binarized("train").labels)
     measures["by_class_bound"] = held_out_kl(quilt_of_ten, codes["test"], vae.prior)
 
@@ -178,10 +177,6 @@ def measure(vae: VAE, draws: int = 10_000, seed: int = 0) -> dict[str, Measure]:
             "exact_inference_gap": average(exact.gap),
         }
     return measures
-
-
-def _draw(encoded: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
-    return draw(AggregatedPosterior(*encoded).posteriors, generator)
 
 
 def train_and_measure(recipe: Recipe, trainings: Path, draws: int = 10_000) -> list[Row]:

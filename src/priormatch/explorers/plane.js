@@ -16,15 +16,15 @@ const LN_TWO_PI = Math.log(2 * Math.PI);
 /** Return the nearest place of the stored grid. */
 export const snap = (z) => z.map((x) => Math.round(Math.min(LIMIT, Math.max(-LIMIT, x)) * STEPS) / STEPS);
 
-/** The stored grid: at each node ln q(z)/p(z) in hundredths of a nat, and what kind of place it is. */
+/** The stored grid: at each node ln q(z)/p(z) in hundredths of a nat, and where q is thin. */
 export class Field {
-  constructor({ differences, place }) {
+  constructor({ differences, thinness }) {
     // Stored are the differences of differences along both axes, which are small numbers.
     const ratio = Int16Array.from(differences);
     for (let i = 0; i < NODES; i++) for (let j = 1; j < NODES; j++) ratio[i * NODES + j] += ratio[i * NODES + j - 1];
     for (let i = NODES; i < NODES * NODES; i++) ratio[i] += ratio[i - NODES];
     this.ratio = ratio;
-    this.place = place;
+    this.thinness = thinness;
   }
 
   index([x, y]) {
@@ -38,7 +38,7 @@ export class Field {
 
   /** Whether q is thinner than the prior, ten times thinner, and in a hole. */
   kind(z) {
-    const bits = this.place[this.index(z)];
+    const bits = this.thinness[this.index(z)];
     return { thinner: !!(bits & 1), tenTimes: !!(bits & 2), hole: !!(bits & 4) };
   }
 
