@@ -46,9 +46,10 @@ from pathlib import Path
 from IPython.display import display
 from priormatch import explorers
 from priormatch.explorers import assets
+from priormatch.explorers.base import Explorer
 
 assets.packed = lambda name: Path("carried", name).read_bytes()
-explorers.Explorer.html = lambda explorer: "<p>no widget</p>"
+Explorer.html = lambda explorer: "<p>no widget</p>"
 shown = {{name: getattr(explorers, name)() for name in {names}}}
 
 
@@ -201,6 +202,8 @@ def run_cell(tab: Page, place: int) -> None:
     """
     tab.evaluate(RUN_CELL, place)
     tab.wait_for_function("ran !== null")
+    if tab.evaluate("ran") is not True:
+        tab.wait_for_timeout(2000)  # until what is wrong is drawn
     errors = tab.locator(".jp-RenderedText[data-mime-type*=error]").all_inner_texts()
     assert (tab.evaluate("ran"), errors) == (True, [])
 
