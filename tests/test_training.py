@@ -277,6 +277,7 @@ def test_a_training_killed_after_its_last_epoch_does_not_go_on(tmp_path, monkeyp
     assert len(again.history) == 20
 
 
+@pytest.mark.slow
 def test_a_killed_process_resumes_bit_for_bit(tmp_path):
     checkpoint = CheckpointFile(tmp_path / "state.checkpoint")
     weights = tmp_path / "weights.pt"

@@ -329,6 +329,7 @@ def test_a_square_too_coarse_is_refused_at_once(monkeypatch, question):
         exact_inference_in_the_plane(vae, images[:4], tolerance=1e-9)
 
 
+@pytest.mark.slow
 def test_a_walk_by_halvings_meets_all_that_the_finer_grid_has(monkeypatch, question):
     vae, images = question
     limits = (-4.0, -4.0), (4.0, 4.0)
@@ -349,6 +350,7 @@ def test_a_walk_by_halvings_meets_all_that_the_finer_grid_has(monkeypatch, quest
     torch.testing.assert_close(refinement_error, flat.refinement_error, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["question", "d2-seed0"])
 def test_a_tolerance_makes_the_evidence_of_each_digit_exact(name):
     vae, images = pretrained.load(name).model, binarized("test").images
@@ -362,6 +364,7 @@ def test_a_tolerance_makes_the_evidence_of_each_digit_exact(name):
     assert exact.refinement_error.max() <= 1e-3
 
 
+@pytest.mark.slow
 def test_the_mean_evidence_of_digits_is_exact_where_that_of_one_digit_is_not():
     vae, images = pretrained.load("d2-seed0").model, binarized("test").images
     images = images[:: len(images) // 400]

@@ -271,6 +271,7 @@ def test_a_table_with_seconds_is_made_by_one_process(stored, monkeypatch, tmp_pa
 # Trainings, in threads and in processes
 
 
+@pytest.mark.slow
 def test_threads_make_the_rows_that_one_makes(monkeypatch, tmp_path):
     """Flows, whose library draws from torch's global generator, are fitted one after the other."""
 
