@@ -1,5 +1,5 @@
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
@@ -24,9 +24,10 @@ from priormatch.training import Recipe, build
 @pytest.fixture
 def small_study(tmp_path) -> tuple[Table, Path]:
     """A table with rows of a study, and codes of two of its models with three dimensions."""
-    shown = {"stage": "converged", "encoder_depth": 2, "encoder_width": 500, "beta": 1.0}
+    shown = {**asdict(study.BASE), "stage": "converged"}
     rows, tensors = [], {"labels": torch.arange(4, dtype=torch.uint8)}
     others = [{"stage": "equal epochs"}, {"encoder_depth": 3}, {"encoder_width": 100}, {"beta": 3}]
+    others += [{"kl_warm_up": 15}]
     for seed, change in enumerate([{}, {}, {}, *others]):
         row = {**shown, **change, "latent_dimension": 3, "seed": seed}
         for place, name in enumerate(slices.MEASURES):

@@ -8,6 +8,7 @@ themselves are not stored again, but read from that table.
 import functools
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -48,7 +49,8 @@ MEASURES: Final[dict[str, Bound]] = {
 }
 """Columns of the study that are shown with their errors, and the side of each one's bound."""
 
-_SHOWN: Final = {"encoder_depth": 2, "encoder_width": 500, "beta": 1.0}
+# Every other field of a recipe that can be shown is that of the study's base.
+_FREE: Final = {"latent_dimension", "seed"}
 
 
 class Training(NamedTuple):
@@ -101,7 +103,7 @@ def recipes() -> list[Recipe]:
         recipe
         for recipe in study.grid()
         if recipe.latent_dimension in DIMENSIONS
-        and all(getattr(recipe, name) == value for name, value in _SHOWN.items())
+        and recipe == replace(study.BASE, **{name: getattr(recipe, name) for name in _FREE})
     ]
 
 
@@ -146,8 +148,8 @@ def study_rows(table: Table = study.TABLE) -> pd.DataFrame:
     """Return the rows of the study that can be shown, by latent dimension and seed."""
     rows = table.read()
     shown = rows["stage"] == "converged"
-    for name, value in _SHOWN.items():
-        shown &= rows[name] == value
+    for name, value in asdict(study.BASE).items():
+        shown &= (rows[name] == value) | (name in _FREE)
     return rows[shown].set_index(["latent_dimension", "seed"]).sort_index()
 
 
