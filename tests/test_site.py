@@ -66,6 +66,14 @@ def parse(file: Path) -> BeautifulSoup:
     return BeautifulSoup(file.read_text(encoding="utf-8"), "html.parser")
 
 
+def report(faults: list[str] | dict[str, list[str]]) -> None:
+    """Fail with all faults, a line each, and where they are."""
+    if isinstance(faults, dict):
+        faults = [f"{where}: {fault}" for where, found in faults.items() for fault in found]
+    if faults:
+        pytest.fail("\n".join(faults), pytrace=False)
+
+
 def test_the_first_page_opens_the_book(site):
     assert f"url={BOOK.pages[0]}.html" in (site / "index.html").read_text(encoding="utf-8")
 
@@ -140,8 +148,7 @@ def foreign_resources(document: BeautifulSoup) -> list[str]:
 
 
 def test_no_page_loads_anything_from_another_host(site):
-    found = {str(file): foreign_resources(parse(file)) for file in site.rglob("*.html")}
-    assert {file: urls for file, urls in found.items() if urls} == {}
+    report({str(file): foreign_resources(parse(file)) for file in site.rglob("*.html")})
 
 
 @each_page
@@ -156,7 +163,7 @@ def test_page_is_whole(page, site, book):
     ]
     if "Last updated on" not in document.select_one("footer.bd-footer-content").get_text():
         complaints.append("the footer does not tell when the page was last changed")
-    assert complaints == []
+    report(complaints)
 
 
 def test_what_pages_share_is_there_and_small(site):
@@ -221,7 +228,7 @@ def dead_ends(site: Path) -> list[str]:
 
 
 def test_links_and_anchors_lead_somewhere(site):
-    assert dead_ends(site) == []
+    report(dead_ends(site))
 
 
 # In a real browser
@@ -321,7 +328,7 @@ def test_page_in_a_browser(page, browser, slow_address, site):
         )
         for address, width in visits
     }
-    assert {visit: found for visit, found in faults.items() if found} == {}
+    report(faults)
 
 
 def test_the_page_of_an_error_is_whole_at_any_address(browser, host):
@@ -400,7 +407,7 @@ def test_page_is_accessible(page, browser, host):
         # The theme makes boxes that scroll reachable by keyboard only a while after.
         tab.wait_for_timeout(600)
         faults += violations(tab)
-    assert faults == []
+    report(faults)
 
 
 # What a reader sees of an element on paper.
@@ -455,7 +462,7 @@ def test_explorers_come_to_life(browser, address, site):
         for page in PAGES
         if names[page]
     }
-    assert {page: faults for page, faults in asleep.items() if faults} == {}
+    report(asleep)
 
 
 # Each check, shown a deliberate fault
