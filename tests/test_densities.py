@@ -144,6 +144,7 @@ def test_a_mixture_finds_a_mixture_and_never_more_than_its_nats(latent):
     assert lost.value > -0.01 - 1.5 * 3 * latent * (latent + 3) / 80_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("latent", "room"), [(2, 0.1), (6, 0.25)])
 def test_a_flow_finds_most_of_a_mixture_and_never_more_than_its_nats(latent, room):
     law = corner(latent)
@@ -212,6 +213,7 @@ def test_the_choice_is_made_on_validation_codes():
         assert chosen.validation_log_density[name] == pytest.approx(mean, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_flow_is_kept_where_the_validation_codes_are_likeliest():
     codes, unseen = drawn(corner(6), 100), drawn(corner(6), 1_000, seed=1)
     stopped, overfitted = fit_flow(codes, unseen, steps=150), fit_flow(codes, codes, steps=150)
@@ -338,6 +340,7 @@ def test_posteriors_that_all_say_nothing_have_the_prior_as_their_density():
     torch.testing.assert_close(best.density.log_prob(codes), standard_normal(2).log_prob(codes))
 
 
+@pytest.mark.slow
 def test_a_flow_on_fresh_draws_overfits_few_posteriors_less():
     # 300 posteriors, wide: their codes drawn once are a sample, drawn anew they are the mixture.
     generator = torch.Generator().manual_seed(0)

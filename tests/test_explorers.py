@@ -23,6 +23,8 @@ from priormatch.explorers.base import Explorer
 from priormatch.explorers.draw_explorer import as_text
 from priormatch.plotting import DIGITS
 
+pytestmark = pytest.mark.book
+
 MAKERS: dict[str, Callable[..., Explorer]] = {
     "kl": explorers.kl,
     "latent": explorers.latent,

@@ -44,6 +44,7 @@ def wheel(tmp_path_factory) -> Path:
     return next(target.glob("*.whl"))
 
 
+@pytest.mark.slow
 def test_a_wheel_has_every_stored_result_and_all_that_explorers_load(wheel):
     with ZipFile(wheel) as packed:
         names = {name for name in packed.namelist() if "_results/" in name}
@@ -57,6 +58,7 @@ def test_a_wheel_has_every_stored_result_and_all_that_explorers_load(wheel):
                 assert file.relative_to(ROOT / "src").as_posix() in packed.namelist()
 
 
+@pytest.mark.slow
 def test_an_installed_package_finds_its_results(wheel, tmp_path):
     with ZipFile(wheel) as packed:
         packed.extractall(tmp_path / "installed")

