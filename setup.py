@@ -1,5 +1,10 @@
-"""What pyproject.toml cannot say: a wheel carries the stored results, which lie outside of src/."""
+"""What pyproject.toml cannot say: where the project is, and what a wheel carries from outside src/.
 
+The address is that of ``_config.yml``, the only one in the project. The stored results are part of
+the package.
+"""
+
+import re
 import shutil
 from pathlib import Path
 
@@ -24,4 +29,7 @@ class BuildWithResults(build_py):
         shutil.copytree("results", target, ignore=unfinished)
 
 
-setup(cmdclass={"build_py": BuildWithResults})
+CONFIGURATION = Path(__file__).with_name("_config.yml").read_text(encoding="utf-8")
+(REPOSITORY,) = re.findall(r"^repository:\n  url: (\S+)$", CONFIGURATION, re.MULTILINE)
+
+setup(cmdclass={"build_py": BuildWithResults}, project_urls={"Source": REPOSITORY})

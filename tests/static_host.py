@@ -13,8 +13,12 @@ from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-PREFIX = "/latent-quilt/"
-"""Where GitHub Pages serves a project; ``notfound_urls_prefix`` in ``_config.yml``."""
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+REPOSITORY = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["repository"]["url"]
+PREFIX = f"/{REPOSITORY.rpartition('/')[2]}/"
+"""Where GitHub Pages serves a project."""
 COMPRESSED = ("text/", "application/json", "application/javascript", "image/svg", "application/xml")
 
 
@@ -68,6 +72,6 @@ def serve(folder: Path, port: int = 0) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    with serve(Path(__file__).parents[1] / "_build" / "html", port=8000) as address:
+    with serve(ROOT / "_build" / "html", port=8000) as address:
         print(f"The site is at {address}; stop with Control-C.")
         threading.Event().wait()

@@ -3,11 +3,14 @@
 import shutil
 import subprocess
 import sys
+from email import message_from_string
 from pathlib import Path
 from zipfile import ZipFile
 
+import address
 import pytest
 from execution import ROOT, UNFINISHED
+from packaging.requirements import Requirement
 
 
 def is_for_readers(file: Path) -> bool:
@@ -28,7 +31,8 @@ RESULTS = [
 def wheel(tmp_path_factory) -> Path:
     """Build the wheel from a copy of what it is made of, because a build leaves things behind."""
     copy, target = tmp_path_factory.mktemp("checkout"), tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "requirements.txt", "LICENSE"):
+    metadata = ("pyproject.toml", "setup.py", "MANIFEST.in", "requirements.txt", "LICENSE")
+    for name in (*metadata, "_config.yml"):
         shutil.copy(ROOT / name, copy)
     for name in ("src", "results"):
         shutil.copytree(
@@ -56,6 +60,18 @@ def test_a_wheel_has_every_stored_result_and_all_that_explorers_load(wheel):
         for file in (ROOT / "src").rglob("*"):
             if file.suffix in (".py", ".js", ".css", ".mplstyle"):
                 assert file.relative_to(ROOT / "src").as_posix() in packed.namelist()
+
+
+@pytest.mark.slow
+def test_a_wheel_says_where_it_comes_from_and_what_it_needs(wheel):
+    with ZipFile(wheel) as packed:
+        (name,) = (name for name in packed.namelist() if name.endswith(".dist-info/METADATA"))
+        said = message_from_string(packed.read(name).decode())
+    assert said.get_all("Project-URL") == [f"Source, {address.repository()}"]
+    needed = [line for line in said.get_all("Requires-Dist") if "extra" not in line]
+    listed = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    listed = [line for line in listed if line and not line.startswith("#")]
+    assert {Requirement(line) for line in needed} == {Requirement(line) for line in listed}
 
 
 @pytest.mark.slow
