@@ -77,7 +77,8 @@ def shrink_icons(static: Path, pages: list[str]) -> None:
 
     def inside(source: re.Match[str]) -> str:
         file = static / "vendor" / "fontawesome" / "webfonts" / f"{source[1]}.ttf"
-        font, has = subset_font(file, letters)
+        # Newer themes have WOFF2 alone, which fonttools reads if brotli is installed.
+        font, has = subset_font(file if file.exists() else file.with_suffix(".woff2"), letters)
         found.update(has)
         return f'src:url({font}) format("woff")'
 
