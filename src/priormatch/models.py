@@ -137,6 +137,29 @@ class BernoulliLikelihood(nn.Module):
         return Independent(Bernoulli(logits=logits, validate_args=False), 1, validate_args=False)
 
 
+class GaussianLikelihood(nn.Module):
+    r"""Decoder: codes to Gaussian pixels N(mean(z), scale^2) that share one learned scale.
+
+    A log density of grey values, unlike a Bernoulli's log probability, may be positive.
+
+    Args:
+        network: Maps ``(..., latent)`` to ``(..., pixels)`` logits of the means, which lie in
+            (0, 1).
+
+    Source: :cite:t:`rybkin2021`.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.log_scale = nn.Parameter(torch.tensor(-1.0))
+
+    def forward(self, codes: Float[Tensor, "*batch latent"]) -> Independent:
+        """Return the likelihoods: batch shape ``batch``, event shape ``(pixels,)``."""
+        means = self.network(codes).to(codes.dtype).sigmoid()
+        return Independent(Normal(means, self.log_scale.exp(), validate_args=False), 1)
+
+
 class Centre(nn.Module):
     """Shift codes by the prior's mean.
 
@@ -234,6 +257,48 @@ def multilayer_perceptron(
         if dropout:
             layers.append(nn.Dropout(dropout))
     return nn.Sequential(*layers[: -2 if dropout else -1])
+
+
+class _OfRows(nn.Sequential):
+    """Chain of layers that take one batch dimension, applied to rows with any batch shape."""
+
+    def forward(self, rows: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
+        return super().forward(rows.reshape(-1, rows.shape[-1])).reshape(*rows.shape[:-1], -1)
+
+
+def convolutional_encoder(outputs: int, channels: int = 32) -> nn.Sequential:
+    """Return a small convolutional network from rows of 28 x 28 pixels.
+
+    Args:
+        outputs: Numbers for each image: means and log variances.
+        channels: Channels of the first layer; the second has twice as many.
+    """
+    return _OfRows(
+        nn.Unflatten(1, (1, 28, 28)),
+        nn.Conv2d(1, channels, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(channels, 2 * channels, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(2 * channels * 49, 256),
+        nn.ReLU(),
+        _CodeLinear(256, outputs),
+    )
+
+
+def convolutional_decoder(latent_dimension: int, channels: int = 32) -> nn.Sequential:
+    """Return the mirror image of `convolutional_encoder`: from codes to rows of 784 outputs."""
+    return _OfRows(
+        _CodeLinear(latent_dimension, 256),
+        nn.ReLU(),
+        nn.Linear(256, 2 * channels * 49),
+        nn.ReLU(),
+        nn.Unflatten(1, (2 * channels, 7, 7)),
+        nn.ConvTranspose2d(2 * channels, channels, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.ConvTranspose2d(channels, 1, 4, stride=2, padding=1),
+        nn.Flatten(),
+    )
 
 
 def from_noise(

@@ -14,21 +14,24 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
-from priormatch.data import binarize, binarize_once
+from priormatch.data import DataSet, binarize, binarize_once
 from priormatch.distributions import VampPrior
 from priormatch.models import (
     VAE,
     BernoulliLikelihood,
     Centre,
     FullCovariancePosterior,
+    GaussianLikelihood,
     GaussianPosterior,
     IntervalPosterior,
+    convolutional_decoder,
+    convolutional_encoder,
     globally_seeded,
     multilayer_perceptron,
     standard_normal,
     uniform_interval,
 )
-from priormatch.objectives import bound_parts, bound_parts_in_chunks
+from priormatch.objectives import bound_parts, bound_parts_in_chunks, penalised_bound_parts
 from priormatch.schedules import Schedule, is_flat, learning_rates, move_averages, rate_weight
 
 PIXELS = 784
@@ -99,6 +102,13 @@ class Recipe:
             uniform prior on that interval.
         prior: ``"standard normal"``; or ``"vamp"``, a mixture of the posteriors of 200 learned
             pseudo-inputs. These start at random training images; diagonal posteriors only.
+        mmd_weight: Weight in the loss of the squared maximum mean discrepancy from N(0, I) of the
+            batch's average posterior; diagonal posteriors only.
+        network: ``"perceptron"``, of the depths and widths above; or ``"convolutional"``, a small
+            network that ignores them, `activation` and `encoder_dropout`.
+        likelihood: ``"bernoulli"``; or ``"gaussian"``, with one learned scale for all pixels, which
+            goes with grey values.
+        data_set: Images that a table trains on; `fit` takes any.
 
     Introduced in "The KL term".
     """
@@ -124,6 +134,10 @@ class Recipe:
     initial_log_variance: float = 0.0
     posterior: Literal["gaussian", "full covariance", "interval"] = "gaussian"
     prior: Literal["standard normal", "vamp"] = "standard normal"
+    mmd_weight: float = 0.0
+    network: Literal["perceptron", "convolutional"] = "perceptron"
+    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
+    data_set: DataSet = "MNIST"
 
 
 class Epoch(NamedTuple):
@@ -165,36 +179,64 @@ def build(recipe: Recipe) -> VAE:
     The pseudo-inputs of a VampPrior are grey until `fit` puts training images in their place.
 
     Raises:
-        ValueError: The recipe has a VampPrior or an initial log variance, but its posteriors are
-            not diagonal.
+        ValueError: Fields of the recipe contradict each other, for instance a VampPrior and
+            posteriors that are not diagonal.
 
     Introduced in "The KL term".
     """
-    activation = _ACTIVATIONS[recipe.activation]
+    _check(recipe)
     latent = recipe.latent_dimension
-    full = recipe.posterior == "full covariance"
-    outputs = latent * (latent + 3) // 2 if full else 2 * latent
-    encoder = [PIXELS, *[recipe.encoder_width] * recipe.encoder_depth, outputs]
-    decoder = [latent, *[recipe.decoder_width] * recipe.decoder_depth, PIXELS]
-    with globally_seeded(recipe.seed):
-        encode = multilayer_perceptron(encoder, activation, recipe.encoder_dropout)
-        decode = multilayer_perceptron(decoder, activation)
-    if recipe.prior == "vamp" and recipe.posterior != "gaussian":
-        raise ValueError(f"a VampPrior goes with diagonal posteriors, unlike {recipe}")
-    if recipe.initial_log_variance and recipe.posterior != "gaussian":
-        raise ValueError(f"initial_log_variance goes with diagonal posteriors, unlike {recipe}")
+    encode, decode = _networks(recipe)
+    likelihood = GaussianLikelihood if recipe.likelihood == "gaussian" else BernoulliLikelihood
     if recipe.posterior == "interval":
         prior = uniform_interval(latent)
-        decode = nn.Sequential(Centre(prior), *decode)
-        return VAE(IntervalPosterior(encode), BernoulliLikelihood(decode), prior)
-    posterior = FullCovariancePosterior(encode, latent) if full else GaussianPosterior(encode)
+        return VAE(
+            IntervalPosterior(encode), likelihood(nn.Sequential(Centre(prior), *decode)), prior
+        )
+    if recipe.posterior == "full covariance":
+        full = FullCovariancePosterior(encode, latent)
+        return VAE(full, likelihood(decode), standard_normal(latent))
+    posterior = GaussianPosterior(encode)
     if recipe.initial_log_variance:
         with torch.no_grad():
             cast("Tensor", encode[-1].bias)[latent : 2 * latent] += recipe.initial_log_variance
     if recipe.prior == "vamp":
         grey = torch.full((_PSEUDO_INPUTS, PIXELS), 0.5)
-        return VAE(posterior, BernoulliLikelihood(decode), VampPrior(posterior, grey))
-    return VAE(posterior, BernoulliLikelihood(decode), standard_normal(latent))
+        return VAE(posterior, likelihood(decode), VampPrior(posterior, grey))
+    return VAE(posterior, likelihood(decode), standard_normal(latent))
+
+
+def _check(recipe: Recipe) -> None:
+    """Raise if fields of a recipe contradict each other."""
+    if recipe.posterior != "gaussian":
+        changed = [
+            name
+            for name in ("prior", "initial_log_variance", "mmd_weight")
+            if getattr(recipe, name) != getattr(Recipe, name)
+        ]
+        if changed:
+            raise ValueError(f"{', '.join(changed)} goes with diagonal posteriors, unlike {recipe}")
+    if recipe.network == "convolutional" and recipe.posterior == "interval":
+        raise ValueError(f"posteriors on the interval go with perceptrons, unlike {recipe}")
+    if recipe.likelihood == "gaussian" and recipe.pixels != "grayscale":
+        raise ValueError(f"a Gaussian likelihood goes with grey values, unlike {recipe}")
+
+
+def _networks(recipe: Recipe) -> tuple[nn.Sequential, nn.Sequential]:
+    """Return the networks of encoder and decoder."""
+    latent = recipe.latent_dimension
+    full = recipe.posterior == "full covariance"
+    outputs = latent * (latent + 3) // 2 if full else 2 * latent
+    with globally_seeded(recipe.seed):
+        if recipe.network == "convolutional":
+            return convolutional_encoder(outputs), convolutional_decoder(latent)
+        activation = _ACTIVATIONS[recipe.activation]
+        encoder = [PIXELS, *[recipe.encoder_width] * recipe.encoder_depth, outputs]
+        decoder = [latent, *[recipe.decoder_width] * recipe.decoder_depth, PIXELS]
+        return (
+            multilayer_perceptron(encoder, activation, recipe.encoder_dropout),
+            multilayer_perceptron(decoder, activation),
+        )
 
 
 def fit(
@@ -359,9 +401,14 @@ def _train_epoch(
         pixels = images[batch]
         if recipe.pixels == "binarised":
             pixels = binarize(pixels, generator)
-        parts = bound_parts(model, pixels, generator, number_format)
         weight = rate_weight(recipe.beta, recipe.kl_warm_up, epoch - 1 + (step + 1) / batches)
-        loss = (parts.distortion + weight * parts.rate).mean()
+        penalty: Tensor | float = 0.0
+        if recipe.mmd_weight:
+            parts, discrepancy = penalised_bound_parts(model, pixels, generator, number_format)
+            penalty = recipe.mmd_weight * discrepancy
+        else:
+            parts = bound_parts(model, pixels, generator, number_format)
+        loss = (parts.distortion + weight * parts.rate).mean() + penalty
         if not math.isfinite(loss.item()):
             raise DivergedError(f"the loss is {loss.item()}: lower the learning rate of {recipe}")
         optimiser.zero_grad()
