@@ -29,9 +29,12 @@ pytestmark = pytest.mark.book
 
 BOOK = Book(ROOT, data="")
 CHAPTERS = BOOK.chapters
+EVIDENCE = [chapter for chapter in CHAPTERS if chapter.startswith("book/evidence/")]
 PASSAGES = passages(BOOK)
 
 ALT_CHARACTERS = 40
+COLUMNS = 72
+"""Width of an essay's code, which a page shows beside its table of contents."""
 BULLETS = re.compile(r"^[-*] ", re.MULTILINE)
 HEADINGS = [
     "What you will learn",
@@ -65,16 +68,38 @@ def sections(notebook: NotebookNode) -> dict[str, str]:
     return {"": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
 
 
+def lead_of(notebook: NotebookNode) -> list[str]:
+    """Return the lines between the title and what follows, if there is a title."""
+    first = sections(notebook)[""].strip()
+    lead = re.fullmatch(r"(?:\(\S+\)=\n)?# [^\n]+\n+(?P<lead>.*)", first, re.DOTALL)
+    return [line for line in (lead["lead"] if lead else "").splitlines() if line.strip()]
+
+
+def wrong_exercises(text: str) -> list[str]:
+    """Find exercises without a solution, and too few or too many of them."""
+    exercises = re.findall(r"\{exercise(?:-start)?\}.*?:label: (\S+)", text, re.DOTALL)
+    solved = re.findall(r"\{solution(?:-start)?\} (\S+)", text)
+    if 2 <= len(exercises) <= 4 and sorted(exercises) == sorted(solved):
+        return []
+    return [f"2 to 4 exercises, each with a solution; found {exercises}, {solved}"]
+
+
+def wrong_set_up(notebook: NotebookNode) -> list[str]:
+    """Look for the set-up in the first code cell."""
+    first = next((cell for cell in notebook.cells if cell.cell_type == "code"), None)
+    if first is None or "import" not in first.source or first.metadata.get("tags"):
+        return ["the first code cell is the set-up, in sight"]
+    return []
+
+
 def wrong_order(notebook: NotebookNode) -> list[str]:
-    """Compare a chapter with the order that all chapters have."""
+    """Compare a chapter that holds its own evidence with the order that all of these have."""
     found = sections(notebook)
     present = [heading for heading in found if heading in HEADINGS]
     if present != HEADINGS:
         return [f"sections {present}, not {HEADINGS}"]
     complaints = []
-    lead = re.fullmatch(r"(?:\(\S+\)=\n)?# [^\n]+\n+(?P<lead>.*)", found[""].strip(), re.DOTALL)
-    sentences = [line for line in (lead["lead"] if lead else "").splitlines() if line.strip()]
-    if len(sentences) < 2:
+    if len(lead_of(notebook)) < 2:
         complaints.append("a title and a lead of two or three sentences come first")
     promised = len(BULLETS.findall(found["What you will learn"]))
     kept = len(BULLETS.findall(found["What we found"]))
@@ -84,25 +109,58 @@ def wrong_order(notebook: NotebookNode) -> list[str]:
         complaints.append("What you will learn names the prerequisites and the minutes it takes")
     if not BULLETS.sub("", found["What could be wrong"]).strip():
         complaints.append("What could be wrong is empty")
-    exercises = re.findall(
-        r"\{exercise(?:-start)?\}.*?:label: (\S+)", found["Exercises"], re.DOTALL
-    )
-    solved = re.findall(r"\{solution(?:-start)?\} (\S+)", found["Exercises"])
-    if not 2 <= len(exercises) <= 4 or sorted(exercises) != sorted(solved):
-        complaints.append(f"2 to 4 exercises, each with a solution; found {exercises}, {solved}")
-    first = next((cell for cell in notebook.cells if cell.cell_type == "code"), None)
-    if first is None or "import" not in first.source or first.metadata.get("tags"):
-        complaints.append("the first code cell is the set-up, in sight")
+    complaints += wrong_exercises(found["Exercises"]) + wrong_set_up(notebook)
     if not any("table(results)" in c.source for c in notebook.cells if c.cell_type == "code"):
         complaints.append("Results shows table(results)")
+    return complaints
+
+
+def wrong_essay(notebook: NotebookNode, evidence: str) -> list[str]:
+    """Look for what every essay has, and for code too wide for its page.
+
+    Args:
+        notebook: The essay.
+        evidence: The page of its evidence.
+    """
+    found = sections(notebook)
+    complaints = [] if lead_of(notebook) else ["a title and the question come first"]
+    if not any(f"](evidence/{Path(evidence).name}.ipynb" in text for text in found.values()):
+        complaints.append("no link to its evidence")
+    if not found.get("What we found", "").strip():
+        complaints.append("no section What we found")
+    complaints += wrong_exercises(found.get("Exercises", ""))
+    complaints += [
+        f"cell {cell.id!r} has a line of {max(map(len, cell.source.splitlines()))} columns"
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        and any(len(line) > COLUMNS for line in cell.source.splitlines())
+    ]
+    return complaints
+
+
+def wrong_evidence(notebook: NotebookNode, essay: str | None) -> list[str]:
+    """Look for what all evidence has: at its end the table whose rows the essay links to.
+
+    Args:
+        notebook: The evidence.
+        essay: The page of the essay that it supports, if there is one.
+    """
+    found = sections(notebook)
+    complaints = [] if lead_of(notebook) else ["a title and what it supports come first"]
+    if essay and not any(f"](../{Path(essay).name}.ipynb" in text for text in found.values()):
+        complaints.append("no link to its essay")
+    complaints += wrong_set_up(notebook)
+    last = notebook.cells[-1]
+    if list(found)[-1] != "Results" or last.source != "table(results)" or last.metadata:
+        complaints.append("the section Results, with table(results) in sight, comes last")
     return complaints
 
 
 def missing_link(notebook: NotebookNode, following: str | None) -> list[str]:
     """Look for the link that leads to the next chapter, if there is one."""
     name = f"{Path(following or '').name}.ipynb"
-    linked = following is None or f"]({name})" in sections(notebook).get("Further reading", "")
-    return [] if linked else [f"Further reading has no link to {name}"]
+    linked = following is None or f"]({name})" in list(sections(notebook).values())[-1]
+    return [] if linked else [f"the last section has no link to {name}"]
 
 
 # Sources of notebooks
@@ -147,8 +205,17 @@ def unclean_code(code: str) -> list[str]:
 @each_chapter
 def test_form_of_a_chapter(chapter):
     notebook = source_of(chapter)
-    following = dict(pairwise(CHAPTERS)).get(chapter)
-    report(wrong_order(notebook) + missing_link(notebook, following) + unclean_source(notebook))
+    complaints = unclean_source(notebook)
+    if chapter in EVIDENCE:
+        essay = f"book/{Path(chapter).name}"
+        complaints += wrong_evidence(notebook, essay if essay in CHAPTERS else None)
+    else:
+        evidence = f"book/evidence/{Path(chapter).name}"
+        is_essay = evidence in EVIDENCE
+        complaints += wrong_essay(notebook, evidence) if is_essay else wrong_order(notebook)
+        following = dict(pairwise(c for c in CHAPTERS if c not in EVIDENCE)).get(chapter)
+        complaints += missing_link(notebook, following)
+    report(complaints)
 
 
 @sources
@@ -166,7 +233,7 @@ def test_every_page_is_in_the_table_of_contents():
     folder = ROOT / "book"
     files = {
         p.relative_to(ROOT).with_suffix("").as_posix()
-        for p in [*folder.glob("*.md"), *folder.glob("*.ipynb")]
+        for p in [*folder.glob("*.md"), *folder.glob("*.ipynb"), *folder.glob("evidence/*.ipynb")]
     }
     assert sorted(BOOK.pages) == sorted(files)
 
@@ -284,11 +351,14 @@ def good_chapter() -> NotebookNode:
     return new_notebook(cells=cells, metadata=metadata)
 
 
-def faulty_chapter(old: str, new: str) -> NotebookNode:
-    notebook = good_chapter()
+def replaced(notebook: NotebookNode, old: str, new: str) -> NotebookNode:
     for cell in notebook.cells:
         cell.source = cell.source.replace(old, new)
     return notebook
+
+
+def faulty_chapter(old: str, new: str) -> NotebookNode:
+    return replaced(good_chapter(), old, new)
 
 
 def test_a_good_chapter_is_without_complaint():
@@ -314,6 +384,63 @@ def test_a_good_chapter_is_without_complaint():
 def test_a_fault_in_the_order_is_found(old, new, complaint):
     (found,) = wrong_order(faulty_chapter(old, new))
     assert complaint in found
+
+
+def good_essay() -> NotebookNode:
+    notebook = good_chapter()
+    notebook.cells[-1].source = "## What is next\n\n[The evidence](evidence/one.ipynb)."
+    return notebook
+
+
+def good_evidence() -> NotebookNode:
+    notebook = good_chapter()
+    notebook.cells[0].source = "# Title\n\nThe numbers of [one](../one.ipynb)."
+    last = [cell for cell in notebook.cells if cell.id in ("results", "show")]
+    notebook.cells = [cell for cell in notebook.cells if cell not in last] + last
+    return notebook
+
+
+def test_a_good_essay_and_good_evidence_are_without_complaint():
+    assert wrong_essay(good_essay(), "book/evidence/one") == []
+    assert wrong_evidence(good_evidence(), "book/one") == []
+    assert wrong_evidence(good_evidence(), None) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("\n\nA question.\nAn answer.", "", "the question"),
+        ("evidence/one.ipynb", "evidence/two.ipynb", "its evidence"),
+        ("## What we found", "## More", "What we found"),
+        ("{solution} two", "{solution} three", "solution"),
+        ("import torch", f"import torch  # {'-' * 60}", "76 columns"),
+    ],
+)
+def test_a_fault_of_an_essay_is_found(old, new, complaint):
+    (found,) = wrong_essay(replaced(good_essay(), old, new), "book/evidence/one")
+    assert complaint in found
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("# Title\n\n", "", "title"),
+        ("../one.ipynb", "../two.ipynb", "its essay"),
+        ("import torch", "1 + 1", "set-up"),
+        ("## Results", "## Results\n\n## More", "comes last"),
+        ("table(results)", "results", "comes last"),
+    ],
+)
+def test_a_fault_of_evidence_is_found(old, new, complaint):
+    (found,) = wrong_evidence(replaced(good_evidence(), old, new), "book/one")
+    assert complaint in found
+
+
+def test_a_folded_table_of_evidence_is_found():
+    notebook = good_evidence()
+    notebook.cells[-1].metadata["tags"] = ["hide-output"]
+    (found,) = wrong_evidence(notebook, "book/one")
+    assert "in sight" in found
 
 
 def test_a_missing_link_to_the_next_chapter_is_found():

@@ -335,7 +335,9 @@ def test_an_update_keeps_what_is_written_by_hand():
 
 def test_baselines_survive_a_file(tmp_path):
     baselines.save(tmp_path, "book/chapter", {"closed": CLOSED, "ordered": ORDERING})
+    baselines.save(tmp_path, "book/evidence/chapter", {"closed": CLOSED})
     assert baselines.load(tmp_path, "book/chapter") == {"closed": CLOSED, "ordered": ORDERING}
+    assert baselines.load(tmp_path, "book/evidence/chapter") == {"closed": CLOSED}
     assert baselines.load(tmp_path, "book/other") == {}
 
 
@@ -430,8 +432,8 @@ def test_all_typed_numbers_that_differ_are_in_one_message_with_their_cells(tiny_
     lines, left_out = typed_numbers.compare(book, [page], lambda _: executed)
     assert left_out == 1
     assert lines == [
-        "book/index, text: book/chapter has no none",
-        "book/index, text: there is no chapter book/nowhere",
+        "book/index, text: '9<!--=chapter:none-->': book/chapter has no none",
+        "book/index, text: '9<!--=nowhere:kl-->': there is no chapter book/nowhere",
         "kl: book/index, text: '0.51 nats<!--=chapter:kl-->' types 0.51, the value is 0.5; "
         "computed in 'cell-0'",
         "rate: book/index, text: '6<!--=chapter:rate-->' types 6, the value is 7.0; "
@@ -440,9 +442,14 @@ def test_all_typed_numbers_that_differ_are_in_one_message_with_their_cells(tiny_
     ]
 
 
-def test_a_chapter_without_a_table_is_found():
-    with pytest.raises(ValueError, match="table"):
-        baselines.results_of(notebook_of("1"))
+def test_a_chapter_with_two_tables_is_found(tiny_book):
+    book = tiny_book("from priormatch.reporting import table\ntable({})", "table({})")
+    with pytest.raises(ValueError, match="2 cells show a table"):
+        baselines.results_of(book.execute("book/chapter").notebook)
+
+
+def test_an_essay_may_have_no_results():
+    assert baselines.results_of(notebook_of("1")) == {}
 
 
 # Prose
@@ -462,6 +469,8 @@ def passage(text: str) -> Passage:
         ("19% ± 2%<!--=kl-->", "19", "2", 100, "book/01-chapter"),
         ("from 1.0 to −0.28 nats<!--=kl-->", "−0.28", None, 1, "book/01-chapter"),
         ("60,000 digits<!--=02-other:kl-->", "60,000", None, 1, "book/02-other"),
+        ("0.3<!--=evidence:kl-->", "0.3", None, 1, "book/evidence/01-chapter"),
+        ("0.3<!--=evidence/02-other:kl-->", "0.3", None, 1, "book/evidence/02-other"),
         ("$0.28 \\pm 0.01$<!--=kl-->", "0.28", "0.01", 1, "book/01-chapter"),
     ],
 )

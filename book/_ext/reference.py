@@ -39,11 +39,12 @@ def public_names() -> dict[str, str]:
 
 @cache
 def chapters(folder: Path) -> dict[str, str]:
-    """Return the page of each chapter by its title."""
+    """Return the page of each chapter and of its evidence, by its title."""
     pages = {}
-    for file in sorted(folder.glob("*.ipynb")):
+    for file in sorted([*folder.glob("*.ipynb"), *folder.glob("evidence/*.ipynb")]):
         lead = nbformat.read(file, as_version=4).cells[0].source
-        pages[lead.splitlines()[0].removeprefix("# ")] = file.stem
+        page = file.relative_to(folder).with_suffix("").as_posix()
+        pages[lead.splitlines()[0].removeprefix("# ")] = page
     return pages
 
 

@@ -1,7 +1,8 @@
 """Numbers typed in prose: an invisible mark names the result of each measured one.
 
 ``0.28 nats<!--=kl_held_out-->`` names the result ``kl_held_out`` of the same chapter,
-``0.28 nats<!--=02-the-latent-picture:kl_held_out-->`` that of another one;
+``0.28 nats<!--=evidence:kl_held_out-->`` that of the chapter's evidence,
+``0.28 nats<!--=evidence/02-the-latent-picture:kl_held_out-->`` that of any page;
 ``0.118 ± 0.005 nats<!--=kl-->`` types the standard error as well;
 ``19 %<!--=hole_share-->`` types a fraction of 0.19;
 ``0.001<!--given-->`` is a number that no run produced, such as a hyper-parameter.
@@ -24,13 +25,14 @@ from execution import ROOT, Book, ChapterError, Executions, prepare_data
 SEPARATORS = ",\u2009\u202f\u00a0"
 MINUS = "\u2212"
 NUMBER = rf"(?<![\w.,])[-{MINUS}]?(?:\d{{1,3}}(?:[{SEPARATORS}]\d{{3}})+|\d+)(?:\.\d+)?"
-MARK = re.compile(
+TYPED = (
     rf"(?P<value>{NUMBER})(?P<value_unit>\s?\\?%)?"
     rf"(?:\s*(?:±|\\pm)\s*(?P<error>{NUMBER}))?"
     # The unit, and whatever else stands between the number and its mark.
     r"(?P<unit>[^\d<>\n]{0,60}?)"
-    r"<!--(?:=(?:(?P<chapter>[\w-]+):)?(?P<name>[\w.-]+)|(?P<given>given))-->"
 )
+NAMED = r"=(?:(?P<chapter>[\w/-]+):)?(?P<name>[\w.-]+)"
+MARK = re.compile(rf"{TYPED}<!--(?:{NAMED}|(?P<given>given))-->")
 ANY_MARK = re.compile(r"<!--\s*(?:=|given).*?-->")
 # Decimals and percentages, which a reader recognises as measured.
 MEASURED = re.compile(rf"(?<![\w.,])[-{MINUS}]?\d[\d{SEPARATORS}]*(?:\.\d+(?!\d|\.\d)|(?=\s?\\?%))")
@@ -75,7 +77,7 @@ class Mark:
     @property
     def chapter(self) -> str:
         """The chapter of the result, as `_toc.yml` names it."""
-        return f"book/{self.match['chapter'] or Path(self.passage.page).name}"
+        return chapter_of(self.match, self.passage.page)
 
     @property
     def name(self) -> str:
@@ -85,8 +87,22 @@ class Mark:
     @property
     def scale(self) -> int:
         """100 for a percentage, else 1."""
-        units = (self.match["value_unit"] or "") + self.match["unit"]
-        return 100 if re.match(r"\s?\\?%", units) else 1
+        return scale_of(self.match)
+
+
+def chapter_of(match: re.Match[str], page: str) -> str:
+    """Return the chapter that a mark on a page names, as `_toc.yml` does."""
+    if match["chapter"] is None:
+        return page
+    if match["chapter"] == "evidence":
+        return f"book/evidence/{Path(page).name}"
+    return f"book/{match['chapter']}"
+
+
+def scale_of(match: re.Match[str]) -> int:
+    """Return 100 if a typed number is a percentage, else 1."""
+    units = (match["value_unit"] or "") + match["unit"]
+    return 100 if re.match(r"\s?\\?%", units) else 1
 
 
 class Notebook:
@@ -227,12 +243,12 @@ def compare(
     for mark in (mark for passage in passages for mark in marks(passage)):
         where = mark.passage.where
         if mark.chapter not in chapters:
-            complaints.append(f"{where}: there is no chapter {mark.chapter}")
+            complaints.append(f"{where}: {mark.match[0]!r}: there is no chapter {mark.chapter}")
             continue
         run = baselines.results_of(executed(mark.chapter)).get(mark.name)
         baseline = baselines.load(book.root, mark.chapter).get(mark.name)
         if run is None:
-            complaints.append(f"{where}: {mark.chapter} has no {mark.name}")
+            complaints.append(f"{where}: {mark.match[0]!r}: {mark.chapter} has no {mark.name}")
         elif not baselines.is_compared(book, baseline):
             left_out += 1
         elif fault := complaint(mark, run, baseline):
