@@ -347,6 +347,7 @@ def test_results_are_read_from_the_executed_notebook(tiny_book):
         "table({'half': Result(0.5, 'Monte Carlo', 0.1, 'nats')})"
     )
     half = {"value": 0.5, "kind": "Monte Carlo", "standard_error": 0.1, "unit": "nats"}
+    half |= {"seeds": None, "meaning": ""}
     for _ in range(2):  # from the kernel, then from the cache
         assert baselines.results_of(book.execute("book/chapter").notebook) == {"half": half}
 

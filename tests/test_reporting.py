@@ -46,7 +46,8 @@ def test_a_result_shows_the_digits_that_are_known(value, standard_error, text):
 
 
 def test_a_table_carries_its_numbers_in_the_metadata_of_the_output():
-    results = {"half": Result(0.5, "Monte Carlo", 0.1, "nats"), "two": Result(2.0, "ordering")}
+    half = Result(0.5, "Monte Carlo", 0.1, "nats", seeds=5, meaning="One of two.")
+    results = {"half": half, "two": Result(2.0, "ordering")}
     bundle, metadata = DisplayFormatter().format(table(results))
     assert set(bundle) == {"text/html", "text/plain"}
     assert json.loads(json.dumps(metadata)) == {
@@ -57,8 +58,17 @@ def test_a_table_carries_its_numbers_in_the_metadata_of_the_output():
                     "kind": "Monte Carlo",
                     "standard_error": 0.1,
                     "unit": "nats",
+                    "seeds": 5,
+                    "meaning": "One of two.",
                 },
-                "two": {"value": 2.0, "kind": "ordering", "standard_error": None, "unit": ""},
+                "two": {
+                    "value": 2.0,
+                    "kind": "ordering",
+                    "standard_error": None,
+                    "unit": "",
+                    "seeds": None,
+                    "meaning": "",
+                },
             }
         }
     }
@@ -68,6 +78,21 @@ def test_a_table_can_be_read_by_everybody():
     html = table({"half<": Result(0.5, "Monte Carlo", 0.1, "nats")})._repr_html_()
     assert html.count('<th scope="col">') == 5
     assert '<th scope="row"><code>half&lt;</code></th><td>0.50</td><td>0.10</td>' in html
+
+
+def test_a_table_tells_trainings_and_meanings_where_there_are_any():
+    half = Result(0.5, "trained model", 0.1, "nats", seeds=5, meaning="One < two.")
+    shown = table({"half": half, "two": Result(2.0, "ordering")})
+    assert shown.lines()[0][-2:] == ("Trainings", "Meaning")
+    assert [line[-2:] for line in shown.lines()[1:]] == [("5", "One < two."), ("", "")]
+    assert "<td>5</td><td>One &lt; two.</td></tr>" in shown._repr_html_()
+    assert '<tr id="result-two">' in shown._repr_html_()
+
+
+@pytest.mark.parametrize(("field", "value"), [("seeds", 0), ("meaning", "Two\nlines.")])
+def test_seeds_and_meaning_that_cannot_be_shown_are_refused(field, value):
+    with pytest.raises(ValueError, match=r"must be one|more than a line"):
+        Result(0.5, "closed form", **{field: value})
 
 
 def test_numbers_of_torch_become_plain_floats():

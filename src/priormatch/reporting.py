@@ -2,7 +2,8 @@
 
 A chapter fills a dictionary, ``results["average_kl"] = Result(...)`` beside each claim, and ends
 with ``table(results)``. The table carries its numbers in the metadata of the output, where the
-tests read them from the executed notebook.
+tests and the site read them from the executed notebook. On a page each row has an anchor,
+``result-`` and its name, to which the numbers in the text link.
 """
 
 import math
@@ -38,11 +39,13 @@ class Result:
         kind: How far the number can differ when it is computed again.
         standard_error: Of `value`, in the same unit; needed for Monte Carlo.
         unit: For example ``"nats"``; empty for a pure number.
+        seeds: The number of trainings over which `value` is a mean, and `standard_error` its error.
+        meaning: What the number says, in a line of plain words.
 
     Raises:
         NonFiniteResultError: A number is infinite or not a number.
         MissingStandardError: A Monte Carlo result has no positive standard error.
-        ValueError: There is no such kind.
+        ValueError: There is no such kind, or no training, or the meaning is more than a line.
 
     Introduced in "The KL term".
 
@@ -54,6 +57,8 @@ class Result:
     kind: Kind
     standard_error: float | None = None
     unit: str = ""
+    seeds: int | None = None
+    meaning: str = ""
 
     def __post_init__(self) -> None:
         # Numbers of NumPy and torch become Python's, which JSON knows.
@@ -62,6 +67,10 @@ class Result:
             object.__setattr__(self, "standard_error", float(self.standard_error))
         if self.kind not in get_args(Kind):
             raise ValueError(f"There is no kind {self.kind!r}: use one of {get_args(Kind)}.")
+        if self.seeds is not None and self.seeds < 1:
+            raise ValueError(f"A mean over {self.seeds} trainings: there must be one at least.")
+        if "\n" in self.meaning:
+            raise ValueError(f"The meaning {self.meaning!r} is more than a line.")
         if not math.isfinite(self.value) or not math.isfinite(self.standard_error or 0.0):
             raise NonFiniteResultError(
                 f"{self.value} with standard error {self.standard_error} is no result: "
@@ -88,26 +97,38 @@ class Result:
 class ResultsTable:
     """Results as a table, in HTML and in plain text, with the numbers in the output's metadata."""
 
-    HEADER = ("Quantity", "Value", "Standard error", "Unit", "Kind")
+    HEADER = ("Quantity", "Value", "Standard error", "Unit", "Kind", "Trainings", "Meaning")
+    OPTIONAL = ("Trainings", "Meaning")
 
     def __init__(self, results: dict[str, Result]) -> None:
         self.results = dict(results)
 
-    def rows(self) -> list[tuple[str, ...]]:
-        """Return the table's cells, row by row, without the header."""
-        return [
+    def lines(self) -> list[tuple[str, ...]]:
+        """Return the table's cells, line by line: the header, then the rows.
+
+        An optional column is left out where no result has anything in it.
+        """
+        rows = [
             (
                 name,
                 f"{result.value:.{result.decimals}f}",
                 f"{result.standard_error:.{result.decimals}f}" if result.standard_error else "",
                 result.unit,
                 result.kind,
+                str(result.seeds or ""),
+                result.meaning,
             )
             for name, result in self.results.items()
         ]
+        shown = [
+            i
+            for i, column in enumerate(self.HEADER)
+            if column not in self.OPTIONAL or any(row[i] for row in rows)
+        ]
+        return [tuple(line[i] for i in shown) for line in (self.HEADER, *rows)]
 
     def __repr__(self) -> str:
-        lines = [self.HEADER, *self.rows()]
+        lines = self.lines()
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "\n".join(
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -115,12 +136,13 @@ class ResultsTable:
         )
 
     def _repr_html_(self) -> str:
-        header = "".join(f'<th scope="col">{cell}</th>' for cell in self.HEADER)
+        names, *rows = self.lines()
+        header = "".join(f'<th scope="col">{cell}</th>' for cell in names)
         body = "".join(
-            f'<tr><th scope="row"><code>{escape(name)}</code></th>'
+            f'<tr id="result-{escape(name)}"><th scope="row"><code>{escape(name)}</code></th>'
             + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
             + "</tr>"
-            for name, *cells in self.rows()
+            for name, *cells in rows
         )
         return (
             f'<table class="results"><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>'
