@@ -1,6 +1,6 @@
 """Make the book, its tests and the rest, on any system: ``python make.py`` lists what.
 
-``make`` calls it too. It needs Python 3.11 or newer and installs everything into ``.venv``, nothing
+``make`` calls it too. It needs Python 3.11 to 3.14 and installs everything into ``.venv``, nothing
 elsewhere.
 
 The environment variable ``VERSIONS`` chooses among the versions that the requirements allow:
@@ -27,6 +27,8 @@ READERS, DEVELOPERS = "requirements.txt", "requirements-dev.txt"
 LOCK = "requirements-lock.txt"
 LOWER_BOUND = re.compile(r"^([\w.-]+)>=([\w.]+)", re.MULTILINE)
 
+NEWEST_PYTHON = (3, 14)
+"""The newest for which torch is there, within its bounds."""
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 """PyTorch's own index. No other has torch for Linux without CUDA, which nothing here needs."""
 OWN_INDEX = re.compile(r"^\S+\.(index-url|extra-index-url|find-links|no-index)=", re.MULTILINE)
@@ -130,11 +132,12 @@ def install(kind: str = "developer") -> int:
     versions = chosen_versions()
     reader, developer = stamp("reader"), stamp("developer")
     if not is_installed("reader", versions, ROOT / READERS, ROOT / "pyproject.toml"):
-        if sys.version_info < (3, 11):  # noqa: UP036
+        if not (3, 11) <= sys.version_info[:2] <= NEWEST_PYTHON:
             running = ".".join(map(str, sys.version_info[:3]))
+            needed = f"Python 3.11 to {'.'.join(map(str, NEWEST_PYTHON))}"
             sys.exit(
-                f"Python 3.11 or newer is needed, and {sys.executable} is {running}. Name another "
-                "one: make PYTHON=python3.12 ..., or python3.12 make.py ..."
+                f"{needed} is needed, and {sys.executable} is {running}. Name another one: "
+                "make PYTHON=python3.12 ..., or python3.12 make.py ..."
             )
         print("Installing the requirements into .venv ...", flush=True)
         # On Windows a Python that is running cannot be replaced.
@@ -242,6 +245,8 @@ COMMANDS = {
 
 def main(names: list[str]) -> int:
     """Make what is named, one after the other, up to the first that fails; return the exit code."""
+    # Windows would read and write files in an encoding of its own.
+    os.environ.setdefault("PYTHONUTF8", "1")
     if unknown := [name for name in names if name not in COMMANDS]:
         print(f"No such target: {', '.join(unknown)}.", file=sys.stderr)
     if unknown or not names:

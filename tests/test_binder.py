@@ -46,14 +46,16 @@ def python_of_binder() -> str:
     return (ROOT / ".binder" / "runtime.txt").read_text().strip().removeprefix("python-")
 
 
-def test_one_version_of_python_that_the_package_and_ci_have():
+def test_one_version_of_python_and_ci_has_all():
     python = python_of_binder()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert f"{python}.0" in SpecifierSet(project["requires-python"])
     container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text())
     assert container["image"].endswith(f":{python}")
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "book.yml").read_text())
-    assert python in workflow["jobs"]["systems"]["strategy"]["matrix"]["python"]
+    tested = workflow["jobs"]["systems"]["strategy"]["matrix"]["python"]
+    assert python in tested
+    assert tested == [f"3.{minor}" for minor in range(11, make.NEWEST_PYTHON[1] + 1)]
 
 
 @pytest.mark.slow

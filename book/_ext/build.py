@@ -26,7 +26,8 @@ def write_site(book: Book) -> Path:
         BuildError: Sphinx reports an error or a warning.
     """
     remove_site(book)
-    program = Path(sys.executable).with_name("jupyter-book")
+    # On Windows it is called jupyter-book.exe.
+    program = shutil.which("jupyter-book", path=Path(sys.executable).parent) or "jupyter-book"
     build = subprocess.run(
         [program, "build", ".", "-W", "-n", "--keep-going", "--quiet"],
         cwd=book.root,
