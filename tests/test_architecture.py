@@ -11,7 +11,9 @@ import priormatch
 SRC = Path(priormatch.__file__).parent
 
 LAYERS = (
-    {"estimate", "divergences", "data"},
+    {"estimate", "data"},
+    {"checks"},
+    {"divergences", "degeneracy"},
     {"distributions"},
     {"models"},
     {"objectives", "schedules"},

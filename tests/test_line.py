@@ -39,15 +39,15 @@ def test_the_density_of_the_mixture_is_the_aggregated_posteriors():
     mixture = AggregatedPosterior(posterior.base_dist.loc, posterior.base_dist.scale)
     density = line.density_by_digit(posterior, labels, nodes)
     torch.testing.assert_close(
-        density.sum(0).log().float(), mixture.log_prob(nodes[:, None]), atol=1e-4, rtol=0
+        density.sum(0).log(), mixture.log_prob(nodes[:, None]), atol=1e-4, rtol=0
     )
     threes = labels == 3
     of_threes = AggregatedPosterior(
         posterior.base_dist.loc[threes], posterior.base_dist.scale[threes]
     )
     torch.testing.assert_close(
-        density[3].float(),
-        threes.double().mean().float() * of_threes.log_prob(nodes[:, None]).exp(),
+        density[3],
+        threes.double().mean() * of_threes.log_prob(nodes[:, None]).exp(),
         atol=1e-5,
         rtol=1e-3,
     )

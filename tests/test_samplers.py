@@ -4,7 +4,7 @@ import pytest
 import torch
 from agreement import assert_agrees
 from small_world import corner, drawn
-from torch.distributions import Normal
+from torch.distributions import Cauchy, Independent, Normal
 
 from priormatch import samplers
 from priormatch.densities import fit_flow, fit_gaussian, fit_mixture
@@ -78,7 +78,7 @@ def test_noise_at_quantiles_follows_the_density(kind):
 
 def test_a_density_without_a_map_is_refused():
     with pytest.raises(TypeError, match="quantiles"):
-        inverse_rosenblatt(torch.distributions.Cauchy(0.0, 1.0), noise(3))
+        inverse_rosenblatt(Independent(Cauchy(torch.zeros(2), 1.0), 1), noise(3))
 
 
 # Draws and fits

@@ -131,15 +131,30 @@ def test_the_order_of_the_examples_does_not_matter_to_the_classifier():
 @pytest.mark.usefixtures("without_shape_checks")
 def test_a_classifier_wants_as_many_prior_draws_as_codes():
     with pytest.raises(ValueError, match="as many prior draws"):
-        classifier_test(torch.zeros(4, 2), torch.zeros(5, 2))
+        classifier_test(torch.zeros(40, 2), torch.zeros(41, 2))
 
 
-def test_sliced_wasserstein_of_shifted_quantiles_is_the_shift():
-    quantiles = norm.ppf((np.arange(1_000) + 0.5) / 1_000)
-    codes = torch.tensor(0.3 + quantiles, dtype=torch.float32)[:, None]
-    statistic = sliced_wasserstein(codes, torch.Generator().manual_seed(0), 2)
-    assert statistic.estimate.value == pytest.approx(0.3, abs=1e-6)
+@pytest.mark.parametrize("codes", [(0.3, -0.2), (1.5, 1.6, 4.0, -0.1, -3.0), (0.0,) * 50])
+def test_sliced_wasserstein_is_the_integral_of_the_difference_of_distribution_functions(codes):
+    axis = np.linspace(-10, 10, 400_001)
+    share = np.searchsorted(np.sort(codes), axis, side="right") / len(codes)
+    truth = np.trapezoid(np.abs(share - norm.cdf(axis)), axis)
+    statistic = sliced_wasserstein(torch.tensor(codes)[:, None], torch.Generator().manual_seed(0))
+    # A direction in one dimension turns the line at most, and the mean is over both ways.
+    turned = np.searchsorted(np.sort(-np.array(codes)), axis, side="right") / len(codes)
+    truth = (truth, np.trapezoid(np.abs(turned - norm.cdf(axis)), axis))
+    assert min(truth) - 1e-4 < statistic.estimate.value < max(truth) + 1e-4
     assert statistic.estimate.bound == "upper"
+
+
+@pytest.mark.parametrize("draws", [2, 5, 40])
+def test_sliced_wasserstein_of_few_narrow_codes_is_not_below_their_law(draws):
+    generator = torch.Generator().manual_seed(0)
+    truth = math.sqrt(2 / math.pi)  # of a point at zero, which these codes nearly are
+    for _ in range(20):
+        codes = 1e-3 * torch.randn(draws, 1, generator=generator)
+        value = sliced_wasserstein(codes, generator, 1).estimate.value
+        assert value == pytest.approx(truth, abs=2e-3)
 
 
 @pytest.mark.parametrize(("latent", "directions"), [(1, 1), (3, 5)])

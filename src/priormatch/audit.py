@@ -1,16 +1,21 @@
 """Summary of any VAE's codes: the mismatch of their aggregated posterior from N(0, I)."""
 
+import contextlib
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from html import escape
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Distribution, kl_divergence
+from torch.distributions import Distribution
 
-from priormatch.densities import fit_best
+from priormatch.checks import ShapeError, check_draws, check_event
+from priormatch.degeneracy import DegenerateCodesError
+from priormatch.densities import NoDensityError, fit_best
 from priormatch.distributions import AggregatedPosterior, PaddedDensity
-from priormatch.estimate import Estimate, average
+from priormatch.estimate import Estimate, TooFewCodesError, average
 from priormatch.mismatch import (
     active_dimensions,
     active_units,
@@ -22,6 +27,7 @@ from priormatch.mismatch import (
     moment_bound,
     nearest_patch,
     rate_per_dimension,
+    rates,
     reverse_kl,
     thin_share,
     total_correlation,
@@ -66,22 +72,31 @@ class Summary(dict[str, Measure]):
         rows = []
         for name, meaning in _MEANINGS.items():
             measure = self[name]
-            side = ""
+            value, side = f"{measure:.2f}" if isinstance(measure, float) else str(measure), ""
             if isinstance(measure, Estimate):
+                value = str(replace(measure, note="")) + ("*" if measure.note else "")
                 side = {"lower": "at least", "upper": "at most", "none": ""}[measure.bound]
                 if measure.floor is not None:
                     side += f", never below {measure.floor:.2f}"
-            value = f"{measure:.2f}" if isinstance(measure, float) else str(measure)
             rows.append((name, value, side, meaning))
         return rows
 
+    @property
+    def notes(self) -> dict[str, str]:
+        """What the marked measures cannot say, and why, by the name of the measure."""
+        return {
+            name: measure.note
+            for name in _MEANINGS
+            if isinstance(measure := self[name], Estimate) and measure.note
+        }
+
     def __str__(self) -> str:
         widths = [max(map(len, column)) for column in zip(*self.rows(), strict=True)]
-        lines = (
+        lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in self.rows()
-        )
-        return "\n".join(lines)
+        ]
+        return "\n".join(lines + [f"* {name}: {note}" for name, note in self.notes.items()])
 
     __repr__ = __str__
 
@@ -95,7 +110,12 @@ class Summary(dict[str, Measure]):
         head = "".join(
             f'<th scope="col">{cell}</th>' for cell in ("Measure", "Value", "Side", "Meaning")
         )
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        notes = "".join(
+            f"<li><code>{escape(name)}</code>: {escape(note)}</li>"
+            for name, note in self.notes.items()
+        )
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return table + (f"<ul>{notes}</ul>" if notes else "")
 
 
 def summary(
@@ -114,8 +134,12 @@ def summary(
     Densities are fitted to the training codes, chosen on the validation codes and reported on the
     test codes. Densities, ellipsoids and tests use the active dimensions alone.
 
+    Measures that the codes do not allow, for instance because they are too few, are not measured; a
+    note says why, and another one says where a bound is vacuous.
+
     Args:
-        train_means: Means of the posteriors of the training examples.
+        train_means: Means of the posteriors of the training examples: tensors or NumPy arrays of
+            shape ``(examples, latent)``. `positions_as_rows` makes rows of latent maps.
         train_scales: Their standard deviations, not variances.
         test_means: Means of the posteriors of examples that the model was not trained on.
         test_scales: Their standard deviations.
@@ -131,56 +155,134 @@ def summary(
         are tuples. Names of measures on the validation codes end with ``_validation``.
 
     Raises:
-        ValueError: The shapes differ, or a scale is not positive and finite.
-        TooFewCodesError: There are fewer test codes than twice the latent dimensions.
+        ShapeError: The shapes differ, or are not these.
+        NonFiniteError: A mean or a scale is infinite or not a number.
+        ScaleError: A scale is not positive.
+        PrecisionError: A mean or a scale is out of range, or too narrow for double precision.
+        TooFewCodesError: There are fewer than twenty training or two test examples.
+
+    Introduced in "The estimators on trial".
+    """
+    if (validation_means is None) != (validation_scales is None):
+        raise ShapeError("validation_means and validation_scales come together")
+    validation = None
+    if validation_means is not None:
+        validation = AggregatedPosterior(validation_means, validation_scales)
+    return summary_of(
+        AggregatedPosterior(train_means, train_scales),
+        AggregatedPosterior(test_means, test_scales),
+        validation,
+        draws=draws,
+        seed=seed,
+    )
+
+
+def summary_of(
+    train: AggregatedPosterior,
+    test: AggregatedPosterior,
+    validation: AggregatedPosterior | None = None,
+    *,
+    draws: int = 10_000,
+    seed: int = 0,
+) -> Summary:
+    """Evaluate `summary` for mixtures of posteriors, which may have full covariances.
+
+    Args:
+        train: Mixture over the training examples.
+        test: Mixture over examples that the model was not trained on.
+        validation: Mixture over other examples; if None, a tenth of the training examples.
+        draws: Draws of the mixture, as in `summary`.
+        seed: Decides the draws and the fits.
+
+    Returns:
+        Measures by name.
+
+    Raises:
+        ShapeError: The mixtures do not have one number of dimensions.
+        TooFewCodesError: There are fewer than twenty training or two test examples.
 
     Introduced in "The estimators on trial".
     """
     generator = torch.Generator().manual_seed(seed)
-    if validation_means is None or validation_scales is None:
-        order = torch.randperm(len(train_means), generator=generator)
+    train, test = train.on_cpu(), test.on_cpu()
+    check_draws(draws)
+    for name, mixture, fewest in (("training", train, 20), ("test", test, 2)):
+        if mixture.components < fewest:
+            raise TooFewCodesError(
+                f"{fewest} {name} examples or more are needed, and there are {mixture.components}"
+            )
+    if validation is None:
+        order = torch.randperm(train.components, generator=generator)
         apart = max(1, len(order) // 10)
-        validation_means, validation_scales = (
-            train_means[order[:apart]],
-            train_scales[order[:apart]],
-        )
-        train_means, train_scales = train_means[order[apart:]], train_scales[order[apart:]]
-    train = AggregatedPosterior(train_means, train_scales)
-    test = AggregatedPosterior(test_means, test_scales)
-    validation = AggregatedPosterior(validation_means, validation_scales)
-    latent = train_means.shape[1]
+        validation, train = train.examples(order[:apart]), train.examples(order[apart:])
+    validation = validation.on_cpu()
+    latent = train.event_shape[0]
+    check_event(test, latent, "the mixture of test posteriors")
+    check_event(validation, latent, "the mixture of validation posteriors")
     prior = standard_normal(latent)
     codes, unseen, choosing = (
         draw(mixture.posteriors, generator) for mixture in (train, test, validation)
     )
     prior_draws = draw(prior.expand((max(draws, len(unseen)),)), generator)
-    fitted = fit_best(codes, choosing, seed, train)
-    density = fitted.density
-    on_active = _on_active(train, unseen, prior_draws, generator, seed)
     alone = dimension_wise_kl(train, unseen)
     measures: dict[str, Measure] = {
-        "rate": average(kl_divergence(train.posteriors, prior)),
+        "rate": average(rates(train)),
         "log_examples": math.log(train.components),
         "active_units": active_units(train),
         "in_sample_kl": in_sample_kl(train, prior, draws, generator),
         "held_out_kl": held_out_kl(train, unseen, prior),
-        "held_out_kl_validation": held_out_kl(train, choosing, prior),
-        "moment_bound": moment_bound(unseen),
-        "moment_bound_validation": moment_bound(choosing),
-        "density": fitted.name,
-        "density_bound": held_out_kl(density, unseen, prior),
-        "density_bound_validation": held_out_kl(density, choosing, prior),
+        "held_out_kl_validation": _measured(lambda: held_out_kl(train, choosing, prior)),
+        "moment_bound": _measured(lambda: moment_bound(unseen)),
+        "moment_bound_validation": _measured(lambda: moment_bound(choosing)),
         "dimension_wise_kl": alone.total,
         "kl_of_dimensions": alone.per_dimension,
         "rate_of_dimensions": tuple(rate_per_dimension(train).tolist()),
         "mean_square_of_dimensions": tuple(mean_square_per_dimension(train).tolist()),
-        "total_correlation": total_correlation(density, train, unseen),
-        "reverse_kl": reverse_kl(density, prior_draws, prior),
-        "thin_share": thin_share(density, prior_draws, prior),
-        "hole_share": _hole_share(density, unseen, prior_draws),
         "mean_square_radius": radius(unseen).mean_square.estimate,
     }
-    return Summary(measures | on_active)
+    measures |= _by_density(train, codes, choosing, unseen, prior_draws, seed)
+    measures |= _on_active(train, unseen, prior_draws, generator, seed)
+    return Summary(measures)
+
+
+def _measured(measure: Callable[[], Estimate]) -> Estimate:
+    """Return a measure, or the reason why these codes do not allow it."""
+    try:
+        return measure()
+    except (TooFewCodesError, DegenerateCodesError, NoDensityError) as error:
+        return Estimate(math.nan, math.nan, note=str(error))
+
+
+def _by_density(
+    train: AggregatedPosterior,
+    codes: Float[Tensor, "examples latent"],
+    choosing: Float[Tensor, "others latent"],
+    unseen: Float[Tensor, "held_out latent"],
+    prior_draws: Float[Tensor, "draws latent"],
+    seed: int,
+) -> dict[str, Measure]:
+    """Return the measures that need a fitted density."""
+    prior = standard_normal(codes.shape[1])
+    names = (
+        *("density_bound", "density_bound_validation", "total_correlation"),
+        *("reverse_kl", "thin_share", "hole_share"),
+    )
+    try:
+        fitted = fit_best(codes, choosing, seed, train)
+    except NoDensityError as error:
+        missing = Estimate(math.nan, math.nan, note=str(error))
+        return {"density": "none", **dict.fromkeys(names, missing)}
+    density = fitted.density
+    found = (
+        held_out_kl(density, unseen, prior),
+        # These codes chose the density, which makes the number a little too high for a bound.
+        _measured(lambda: replace(held_out_kl(density, choosing, prior), bound="none")),
+        total_correlation(density, train, unseen),
+        reverse_kl(density, prior_draws, prior),
+        thin_share(density, prior_draws, prior),
+        _hole_share(density, unseen, prior_draws),
+    )
+    return {"density": fitted.name, **dict(zip(names, found, strict=True))}
 
 
 def _hole_share(density: Distribution, codes: Tensor, prior_draws: Tensor) -> Estimate:
@@ -202,15 +304,18 @@ def _on_active(
     active = active_dimensions(train) or [*range(codes.shape[1])]
     train, codes, prior_draws = train.marginal(*active), codes[:, active], prior_draws[:, active]
     of_prior, of_codes = nearest_patch(train, prior_draws), nearest_patch(train, codes)
-    classifier = classifier_test(codes, prior_draws[: len(codes)], seed)
+    accuracy = auc = Estimate(math.nan, math.nan, note="twenty test examples or more are needed")
+    with contextlib.suppress(TooFewCodesError):
+        classifier = classifier_test(codes, prior_draws[: len(codes)], seed)
+        accuracy, auc = classifier.accuracy.estimate, classifier.auc.estimate
     return {
         "prior_patch_share": of_prior.share,
         "prior_patch_distance": of_prior.distance,
         "codes_patch_share": of_codes.share,
         "codes_patch_distance": of_codes.distance,
-        "classifier_accuracy": classifier.accuracy.estimate,
-        "classifier_auc": classifier.auc.estimate,
-        "squared_mmd": squared_mmd(train, generator),
+        "classifier_accuracy": accuracy,
+        "classifier_auc": auc,
+        "squared_mmd": squared_mmd(train, generator).estimate,
         "radius_distance": radius(codes).distance.estimate,
         "sliced_wasserstein": sliced_wasserstein(codes, generator).estimate,
     }

@@ -9,7 +9,7 @@ import copy
 import functools
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,15 @@ from torch.distributions import (
     TransformedDistribution,
 )
 
+from priormatch.checks import (
+    NonFiniteError,
+    as_tensor,
+    check_event,
+    log_density,
+    rows,
+    vector,
+)
+from priormatch.degeneracy import DegenerateCodesError, atoms, correlation_factor
 from priormatch.distributions import AggregatedPosterior, PaddedDensity
 from priormatch.estimate import TooFewCodesError
 from priormatch.mismatch import active_dimensions
@@ -48,10 +57,6 @@ _CODES = 10_000
 
 class NoDensityError(ValueError):
     """None of the candidates could be fitted to the codes; the message has the reasons."""
-
-
-class DegenerateCodesError(ValueError):
-    """The codes have no density: they lie in fewer dimensions than they have, or are not finite."""
 
 
 class Fitted(NamedTuple):
@@ -82,18 +87,16 @@ def fit_gaussian(codes: Float[Tensor, "draws latent"]) -> MultivariateNormal:
 
     Raises:
         TooFewCodesError: There are no more codes than latent dimensions.
-        DegenerateCodesError: The codes lie in fewer dimensions, or are not finite.
+        DegenerateCodesError: The codes lie in fewer dimensions, or have atoms.
 
     Introduced in "The estimators on trial".
 
     >>> fit_gaussian(torch.tensor([[-1.0], [0.0], [1.0]])).variance
     tensor([1.])
     """
-    _check(codes, codes.shape[1] + 1)
-    double = codes.double()
-    covariance = torch.cov(double.T).reshape(codes.shape[1], codes.shape[1])
-    factor = torch.linalg.cholesky(covariance)
-    return MultivariateNormal(double.mean(0).to(codes), scale_tril=factor.to(codes))
+    known = _check(codes)
+    factor = known.scales[:, None] * known.correlations
+    return MultivariateNormal(known.location.to(known.codes), scale_tril=factor.to(known.codes))
 
 
 def fit_mixture(
@@ -115,31 +118,38 @@ def fit_mixture(
 
     Raises:
         TooFewCodesError: There are fewer codes than components, or no more than dimensions.
-        DegenerateCodesError: The codes lie in fewer dimensions, or are not finite.
+        DegenerateCodesError: The codes lie in fewer dimensions, or have atoms.
 
     Source: scikit-learn's ``GaussianMixture``.
 
     Introduced in "The estimators on trial".
     """
-    location, scales = _check(codes, max(components, codes.shape[1] + 1))
+    known = _check(codes, components)
+    codes = known.codes
     # One unit for all dimensions, so that k-means, which starts the search, sees their proportions.
-    unit = scales.square().mean().sqrt()
-    standard = ((codes - location) / unit).numpy()
+    unit = known.scales.square().mean().sqrt()
+    standard = ((codes.double() - known.location) / unit).to(codes.dtype).numpy()
     few = np.random.default_rng(seed).choice(len(codes), min(len(codes), _FEW), replace=False)
     search = GaussianMixture(components, max_iter=_STEPS_ON_FEW, warm_start=True, random_state=seed)
     # No more threads than torch uses, because a study runs a process on every core.
     with warnings.catch_warnings(), threadpool_limits(torch.get_num_threads()):
         warnings.simplefilter("ignore", ConvergenceWarning)
-        found = search.fit(standard[np.sort(few)])
-        if len(codes) > _FEW:
-            found = search.set_params(max_iter=_STEPS_ON_ALL).fit(standard)
+        try:
+            found = search.fit(standard[np.sort(few)])
+            if len(codes) > _FEW:
+                found = search.set_params(max_iter=_STEPS_ON_ALL).fit(standard)
+        except ValueError as error:
+            raise DegenerateCodesError(
+                f"{len(codes)} codes of {codes.shape[1]} dimensions leave a component of a mixture "
+                f"of {components} without a covariance: {error}"
+            ) from None
     weights, means, covariances = (
         torch.as_tensor(part, dtype=torch.float64)
         for part in (found.weights_, found.means_, found.covariances_)
     )
     # Not scikit-learn's precisions_cholesky_, which factorises the inverse.
-    factors = unit.double() * torch.linalg.cholesky(covariances)
-    centres = location.double() + unit.double() * means
+    factors = unit * torch.linalg.cholesky(covariances)
+    centres = known.location + unit * means
     return MixtureSameFamily(
         Categorical(weights.to(codes)),
         MultivariateNormal(centres.to(codes), scale_tril=factors.to(codes)),
@@ -157,7 +167,7 @@ def fit_mixture_by_class(
 
     Raises:
         TooFewCodesError: A class has no more codes than latent dimensions.
-        DegenerateCodesError: The codes of a class lie in fewer dimensions, or are not finite.
+        DegenerateCodesError: The codes of a class lie in fewer dimensions, or have atoms.
 
     Introduced in "The latent picture".
 
@@ -165,6 +175,8 @@ def fit_mixture_by_class(
     >>> fit_mixture_by_class(pair, torch.tensor([0, 0, 1, 1])).mean
     tensor([5.])
     """
+    codes = rows(codes)
+    labels = vector(labels, "labels", len(codes))
     classes, counts = labels.unique(return_counts=True)
     gaussians = [fit_gaussian(codes[labels == one]) for one in classes]
     means = torch.stack([gaussian.loc for gaussian in gaussians])
@@ -199,23 +211,25 @@ def fit_flow(
 
     Raises:
         TooFewCodesError: There are no more codes than latent dimensions.
-        DegenerateCodesError: The codes lie in fewer dimensions, or are not finite.
+        DegenerateCodesError: The codes lie in fewer dimensions, or have atoms.
 
     Source: :cite:t:`durkan2019` and :cite:t:`papamakarios2017`, as implemented by zuko.
 
     Introduced in "The estimators on trial".
     """
+    validation_codes = rows(validation_codes, "validation_codes")
     latent = validation_codes.shape[1]
     fresh = codes if isinstance(codes, AggregatedPosterior) else None
     # Where each batch is drawn anew, location and scale come from a fixed set of draws.
     generator = torch.Generator().manual_seed(seed)
-    known = codes if isinstance(codes, Tensor) else codes.sample((_CODES,), generator=generator)
-    location, scale = _check(known, latent + 1)
-    unseen = (validation_codes - location) / scale
+    drawn = fresh.sample((_CODES,), generator=generator) if fresh else codes
+    known = _check(rows(drawn, columns=latent))
+    location, scale = known.location.to(known.codes), known.scales.to(known.codes)
+    unseen = (validation_codes.to(location) - location) / scale
     steps = steps or (300 if latent <= 5 else 600)
     # zuko draws initial weights from torch's global generator.
-    with globally_seeded(seed):
-        flow = _untrained_flow(latent)
+    with globally_seeded(seed), torch.enable_grad():
+        flow = _untrained_flow(latent).to(location.dtype)
         optimiser = torch.optim.AdamW(
             flow.parameters(), lr=_LEARNING_RATE, weight_decay=latent / 50, fused=True
         )
@@ -224,10 +238,11 @@ def fit_flow(
         )
         best, kept = -torch.inf, flow
         for step in range(1, steps + 1):
-            drawn = (
-                fresh.sample((_BATCH,)) if fresh else known[torch.randint(len(known), (_BATCH,))]
-            )
-            loss = -flow().log_prob((drawn - location) / scale).mean()
+            if fresh:
+                batch = fresh.sample((_BATCH,)).to(location)
+            else:
+                batch = known.codes[torch.randint(len(known.codes), (_BATCH,))]
+            loss = -flow().log_prob((batch - location) / scale).mean()
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(flow.parameters(), 5.0)
@@ -238,9 +253,19 @@ def fit_flow(
                     log_density = flow().log_prob(unseen).mean().item()
                 if log_density > best:
                     best, kept = log_density, copy.deepcopy(flow)
+    if not best > -torch.inf:
+        raise DegenerateCodesError("the training of the flow diverged")
     kept.requires_grad_(False)
     # One code is one event: event_dim=1 sums the log-determinant over dimensions, once.
-    return TransformedDistribution(kept(), AffineTransform(location, scale, event_dim=1))
+    return _Flow(kept(), AffineTransform(location, scale, event_dim=1))
+
+
+class _Flow(TransformedDistribution):
+    """A flow that takes codes of any number format."""
+
+    def log_prob(self, value: Float[Tensor, "*sample latent"]) -> Float[Tensor, " *sample"]:
+        standardise: Any = self.transforms[0]
+        return super().log_prob(as_tensor(value, "codes").to(standardise.loc))
 
 
 def mixture_sizes(latent: int) -> tuple[int, ...]:
@@ -272,7 +297,7 @@ def candidates(
 
     Raises:
         TooFewCodesError: There are fewer codes than the largest mixture has components.
-        DegenerateCodesError: The codes lie in fewer dimensions, or are not finite.
+        DegenerateCodesError: The codes lie in fewer dimensions, or have atoms.
 
     Introduced in "The estimators on trial".
     """
@@ -308,22 +333,29 @@ def choose(
     Args:
         densities: Candidates by name, fitted without the codes of the bound.
         validation_codes: Codes on which the choice is made, of shape ``(others, latent)``.
-        failed: Reasons why others could not be fitted, by name.
+        failed: Reasons why others could not be fitted, by name. A candidate whose log density of
+            the validation codes is not a number joins them.
 
     Raises:
         NoDensityError: There is no candidate.
 
     Introduced in "The estimators on trial".
     """
-    if not densities:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in (failed or {}).items())
-        raise NoDensityError(f"no density could be fitted to the codes. {reasons}")
-    log_density = {
-        name: density.log_prob(validation_codes).double().mean().item()
-        for name, density in densities.items()
-    }
-    name = max(log_density, key=lambda one: log_density[one])
-    return Fitted(name, densities[name], log_density, failed or {})
+    failed, found = dict(failed or {}), {}
+    validation_codes = rows(validation_codes, "validation_codes")
+    for name, density in densities.items():
+        try:
+            found[name] = log_density(density, validation_codes, name).mean().item()
+        except NonFiniteError as error:
+            failed[name] = str(error)
+    if not found:
+        reasons: dict[str, list[str]] = {}
+        for name, reason in failed.items():
+            reasons.setdefault(reason, []).append(name)
+        listed = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
+        raise NoDensityError(f"no density could be fitted to the codes. {listed}")
+    name = max(found, key=lambda one: found[one])
+    return Fitted(name, densities[name], found, failed)
 
 
 def fit_best(
@@ -342,11 +374,18 @@ def fit_best(
             are fitted to the active dimensions alone, with N(0, 1) in the silent ones.
 
     Raises:
-        NoDensityError: No candidate could be fitted.
+        NoDensityError: No candidate could be fitted, for instance because the codes have atoms. A
+            candidate that fails alone is reported in the result, and the others compete.
+        ShapeError: Codes and mixture do not have one number of dimensions.
+        NonFiniteError: A code is infinite or not a number.
 
     Introduced in "The estimators on trial".
     """
+    codes = rows(codes)
     latent = codes.shape[1]
+    validation_codes = rows(validation_codes, "validation_codes", latent)
+    if aggregated is not None:
+        check_event(aggregated, latent, "the aggregated posterior")
     active = active_dimensions(aggregated) if aggregated else [*range(latent)]
     if not active:
         return choose({"N(0, I)": standard_normal(latent)}, validation_codes)
@@ -357,7 +396,8 @@ def fit_best(
     for name, fit in fits.items():
         try:
             density = fit()
-        except ValueError as error:  # the others still compete
+        # The others still compete. Linear algebra and memory fail by a RuntimeError.
+        except (ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
             failed[name] = str(error)
         else:
             whole = len(active) == latent
@@ -376,16 +416,23 @@ def _untrained_flow(latent: int) -> zuko.flows.Flow:
     return zuko.flows.MAF(latent, transforms=3, hidden_features=(256, 256))
 
 
-def _check(codes: Tensor, needed: int) -> tuple[Tensor, Tensor]:
-    """Return the mean and the scale of each dimension; raise if the codes have no density."""
+class _Known(NamedTuple):
+    """Codes that have a density, and their moments in double precision."""
+
+    codes: Tensor
+    location: Tensor
+    scales: Tensor
+    correlations: Tensor
+
+
+def _check(codes: Tensor, needed: int = 0) -> _Known:
+    """Return codes with their mean, scales, and factor of correlations, if they have a density."""
+    codes = rows(codes)
+    needed = max(needed, codes.shape[1] + 1)
     if len(codes) < needed:
         raise TooFewCodesError(f"{needed} codes or more are needed, there are {len(codes)}")
-    double = codes.double()
-    location, scale = double.mean(0), double.std(0)
-    if not (scale.isfinite() & (scale > 0)).all():
-        raise DegenerateCodesError(f"the codes have scales of {scale.tolist()}")
-    correlation = torch.corrcoef(double.T).reshape(len(scale), len(scale))
-    rank = int(torch.linalg.matrix_rank(correlation, hermitian=True, rtol=1e-6))
-    if rank < len(scale):
-        raise DegenerateCodesError(f"the codes of {len(scale)} dimensions lie in {rank} of them")
-    return location.to(codes), scale.to(codes)
+    scales, correlations = correlation_factor(codes)
+    repeated = atoms(codes)
+    if repeated:
+        raise DegenerateCodesError(repeated)
+    return _Known(codes, codes.double().mean(0), scales, correlations)

@@ -1,10 +1,20 @@
 """Kullback-Leibler divergences in closed form, in nats."""
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from priormatch.checks import (
+    ShapeError,
+    as_tensor,
+    check_finite,
+    check_positive,
+    factor,
+    same_shape,
+)
 
 
 def kl_from_prior_per_dimension(
@@ -22,6 +32,10 @@ def kl_from_prior_per_dimension(
         Nats, of the same shape; the sum over the last axis is the KL of the joint, because both
         Gaussians have independent dimensions.
 
+    Raises:
+        ShapeError: The shapes differ.
+        NonFiniteError: An entry is infinite or not a number.
+
     Source: :cite:t:`kingma2014`, appendix B.
 
     Introduced in "The KL term".
@@ -30,6 +44,7 @@ def kl_from_prior_per_dimension(
     >>> kl_from_prior_per_dimension(torch.zeros(1), double_variance)
     tensor([0.1534])
     """
+    mean, log_variance = _pair(mean, log_variance, "mean", "log_variance")
     # expm1 keeps the digits of the difference exp(l) - 1 - l where l is near zero.
     return 0.5 * (mean.square() + torch.expm1(log_variance) - log_variance)
 
@@ -48,12 +63,17 @@ def kl_to_prior_per_dimension(
     Returns:
         Nats, of the same shape.
 
+    Raises:
+        ShapeError: The shapes differ.
+        NonFiniteError: An entry is infinite or not a number.
+
     Introduced in "The KL term".
 
     >>> double_variance = torch.tensor([math.log(2.0)])
     >>> kl_to_prior_per_dimension(torch.zeros(1), double_variance)
     tensor([0.0966])
     """
+    mean, log_variance = _pair(mean, log_variance, "mean", "log_variance")
     return 0.5 * (
         torch.expm1(-log_variance) + mean.square() * torch.exp(-log_variance) + log_variance
     )
@@ -80,7 +100,9 @@ def kl_between_gaussians(
         Nats.
 
     Raises:
-        ValueError: A covariance is not positive definite.
+        ShapeError: Means and covariances do not belong together.
+        NonFiniteError: An entry is infinite or not a number.
+        ScaleError: A covariance is not symmetric and positive definite.
 
     Introduced in "The latent picture".
 
@@ -88,9 +110,18 @@ def kl_between_gaussians(
     >>> kl_between_gaussians(zero, 2 * identity, zero, identity)
     tensor(0.3069)
     """
-    first = torch.distributions.MultivariateNormal(mean, covariance)
-    second = torch.distributions.MultivariateNormal(other_mean, other_covariance)
-    return torch.distributions.kl_divergence(first, second)
+    mean, other_mean = _pair(mean, other_mean, "mean", "other_mean")
+    one, other = factor(covariance, "covariance"), factor(other_covariance, "other_covariance")
+    for name, triangle in (("covariance", one), ("other_covariance", other)):
+        if triangle.shape != (*mean.shape, *mean.shape):
+            raise ShapeError(
+                f"{name} has shape {tuple(triangle.shape)}, where {(*mean.shape, *mean.shape)} "
+                "belongs to the means"
+            )
+    moved = torch.column_stack([one, (mean - other_mean).double()])
+    squares = torch.linalg.solve_triangular(other, moved, upper=False).square().sum()
+    log_ratio = (other.diagonal().log() - one.diagonal().log()).sum()
+    return (0.5 * (squares - len(mean)) + log_ratio).to(mean.dtype)
 
 
 def kl_from_uniform(covered_share: float) -> float:
@@ -139,13 +170,21 @@ def kl_of_beta_from_uniform(
     Returns:
         Nats, of the same shape.
 
+    Raises:
+        ShapeError: The shapes differ.
+        NonFiniteError: A parameter is infinite or not a number.
+        ScaleError: A parameter is not positive.
+
     Introduced in "The uniform interval".
 
     >>> one = torch.ones(1)
     >>> kl_of_beta_from_uniform(2 * one, one)  # density 2z: ln 2 - 1/2
     tensor([0.1931])
     """
-    alpha, beta = concentration1.double(), concentration0.double()
+    first, second = _pair(concentration1, concentration0, "concentration1", "concentration0")
+    check_positive(first.detach(), "concentration1")
+    check_positive(second.detach(), "concentration0")
+    alpha, beta = first.double(), second.double()
     total = alpha + beta
     log_beta_function = alpha.lgamma() + beta.lgamma() - total.lgamma()
     kl = (
@@ -154,4 +193,13 @@ def kl_of_beta_from_uniform(
         - (total - 2) * total.digamma()
         - log_beta_function
     )
-    return kl.to(concentration1.dtype)
+    return kl.to(first.dtype)
+
+
+def _pair(one: Any, other: Any, name: str, other_name: str) -> tuple[Tensor, Tensor]:
+    """Return two finite tensors of one shape, with their gradients."""
+    one, other = as_tensor(one, name), as_tensor(other, other_name)
+    same_shape(one, other, f"{name} and {other_name}")
+    check_finite(one.detach(), name)
+    check_finite(other.detach(), other_name)
+    return one, other

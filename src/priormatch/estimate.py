@@ -23,17 +23,24 @@ class Estimate:
         standard_error: Its standard error over draws or held-out examples, in the same unit.
         bound: Whether its expectation is a lower or an upper bound on the population's value.
         floor: Value below which the estimator cannot fall, whatever the truth is; None without one.
+        note: Why the number says nothing, or less than it seems to; empty for most.
     """
 
     value: float
     standard_error: float
     bound: Bound = "none"
     floor: float | None = None
+    note: str = ""
 
     def __str__(self) -> str:
-        """Return the value and its standard error, rounded to two digits of the error."""
-        digits = decimals(self.standard_error, 2) if self.standard_error > 0 else 4
-        return f"{self.value:.{digits}f} ± {self.standard_error:.{digits}f}"
+        """Return the value and its error, rounded to two digits of the error, and the note."""
+        if math.isnan(self.value):
+            number = "not measured"
+        else:
+            finite = 0 < self.standard_error < math.inf
+            digits = decimals(self.standard_error, 2) if finite else 4
+            number = f"{self.value:.{digits}f} ± {self.standard_error:.{digits}f}"
+        return f"{number} ({self.note})" if self.note else number
 
 
 class Statistic(NamedTuple):
@@ -49,19 +56,49 @@ class Statistic(NamedTuple):
     low: float
     high: float
 
+    @property
+    def value(self) -> float:
+        """The value of the estimate."""
+        return self.estimate.value
+
+    @property
+    def standard_error(self) -> float:
+        """The standard error of the estimate."""
+        return self.estimate.standard_error
+
 
 def average(
-    values: Float[Tensor, " draws"], bound: Bound = "none", floor: float | None = None
+    values: Float[Tensor, " draws"],
+    bound: Bound = "none",
+    floor: float | None = None,
+    note: str = "",
 ) -> Estimate:
     """Return the mean of independent values and its standard error.
+
+    Args:
+        values: Independent values; one that is infinite makes the mean infinite.
+        bound: Side of the bound.
+        floor: Value below which the estimator cannot fall.
+        note: What to say about the number.
+
+    Raises:
+        TooFewCodesError: There are fewer than two values, which leaves no standard error.
+        ValueError: The values are no vector, or one is not a number.
 
     >>> import torch
     >>> print(average(torch.tensor([0.0, 1.0, 2.0, 3.0])))
     1.50 ± 0.65
     """
-    values = values.double()
+    values = values.detach().double()
+    if values.ndim != 1:
+        raise ValueError(f"an average needs a vector, not values of shape {tuple(values.shape)}")
+    if len(values) < 2:
+        raise TooFewCodesError(f"a standard error needs two values or more, not {len(values)}")
+    if values.isnan().any():
+        where = int(values.isnan().nonzero()[0])
+        raise ValueError(f"value {where} of {len(values)} is not a number")
     error = values.std() / math.sqrt(len(values))
-    return Estimate(values.mean().item(), error.item(), bound, floor)
+    return Estimate(values.mean().item(), error.item(), bound, floor, note)
 
 
 def decimals(size: float, digits: int) -> int:

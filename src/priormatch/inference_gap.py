@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 from torch.optim.lr_scheduler import OneCycleLR
 
+from priormatch.checks import FamilyError, ShapeError, rows
 from priormatch.evidence import (
     Grid,
     exact_elbo,
@@ -48,11 +49,24 @@ def refine(
     Returns:
         The refined posteriors; they are diagonal if `start` is.
 
+    Raises:
+        FamilyError: The posteriors to start from are not Gaussian.
+        ShapeError: There is not a posterior for each image.
+        NonFiniteError: A pixel is infinite or not a number.
+
     Source: :cite:t:`kim2018`.
 
     Introduced in "A deeper encoder".
     """
+    images = rows(images, "images", keep_device=True)
     full = isinstance(start, MultivariateNormal)
+    if not full and not isinstance(getattr(start, "base_dist", start), Normal):
+        raise FamilyError(f"a Gaussian posterior is refined, and not one of the kind {start}")
+    if tuple(start.batch_shape) != (len(images),) or len(start.event_shape) != 1:
+        raise ShapeError(
+            f"{len(images)} images need as many posteriors, not batch {tuple(start.batch_shape)} "
+            f"and event {tuple(start.event_shape)}"
+        )
     mean = start.mean.detach()
     triangle = torch.diag_embed(start.stddev.detach())
     if isinstance(start, MultivariateNormal):
@@ -111,6 +125,11 @@ def gaps(
         ``refined_gap`` of the posteriors that `refine` makes of these; ``diagonal_gap`` and
         ``full_gap`` of the best diagonal Gaussian and of the best Gaussian found, with starts at
         the encoder's posterior and at the highest peak of the exact posterior.
+
+    Raises:
+        GridError: Exact posteriors lie too far out, or are too narrow.
+        ShapeError: The model has other latent dimensions than two.
+        NonFiniteError: A pixel is infinite or not a number.
 
     Source: :cite:t:`cremer2018`.
 

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributions import Independent
 
+from priormatch.checks import ShapeError, check_event, rows, vector
 from priormatch.evidence import Grid
 from priormatch.models import VAE
 from priormatch.sample_quality import predict_proba
@@ -40,9 +41,15 @@ def density_by_digit(
     Returns:
         Densities in double precision, of shape ``(10, nodes)``; their sum over digits is q(z).
 
+    Raises:
+        ShapeError: There is not a digit for each posterior, or they have other dimensions than one.
+        NonFiniteError: A node is infinite or not a number.
+        ValueError: A label is no digit.
+
     Introduced in "The uniform interval".
     """
-    shares = nn.functional.one_hot(labels, DIGITS).double() / len(labels)
+    shares = _shares(posterior, labels)
+    nodes = vector(nodes, "nodes")
     blocks = [
         # Below exp(-700) a processor takes many times as long, and the terms are lost in the sum.
         posterior.log_prob(some[:, None, None]).clamp(min=-700.0).exp() @ shares
@@ -73,13 +80,34 @@ def mass_by_digit(
     Returns:
         Masses in double precision, of shape ``(10, bins)``; they add up to 1.
 
+    Raises:
+        ShapeError: There is not a digit for each posterior, or they have other dimensions than one.
+        ValueError: A label is no digit, or there is no bin.
+
     Introduced in "The uniform interval".
     """
+    shares = _shares(posterior, labels)
+    check_event(prior, 1, "the prior")
+    if bins < 1:
+        raise ValueError(f"there are {bins} bins, where one or more are needed")
     inner = prior.base_dist.icdf(torch.arange(1, bins, dtype=torch.float64)[:, None] / bins)
     below = [posterior.base_dist.cdf(edge[:, None])[:, 0].double() for edge in inner]
-    edges = torch.stack([torch.zeros_like(below[0]), *below, torch.ones_like(below[0])])
-    shares = nn.functional.one_hot(labels, DIGITS).double() / len(labels)
+    nothing = torch.zeros(len(labels), dtype=torch.float64)
+    edges = torch.stack([nothing, *below, nothing + 1])
     return (edges.diff(dim=0) @ shares).T
+
+
+def _shares(posterior: Independent, labels: Int[Tensor, " examples"]) -> Tensor:
+    """Return the share of each example in its digit, of shape ``(examples, 10)``."""
+    if tuple(posterior.event_shape) != (1,) or tuple(posterior.batch_shape) != (len(labels),):
+        raise ShapeError(
+            f"{len(labels)} labels need as many posteriors of one latent dimension, not batch "
+            f"{tuple(posterior.batch_shape)} and event {tuple(posterior.event_shape)}"
+        )
+    whole = vector(labels, "labels", len(labels)).long()
+    if not ((whole >= 0) & (whole < DIGITS)).all():
+        raise ValueError(f"labels are digits from 0 to 9, not {whole.min()} to {whole.max()}")
+    return nn.functional.one_hot(whole, DIGITS).double() / len(labels)
 
 
 def grid_of(prior: Independent, nodes: int) -> Grid:
@@ -91,12 +119,16 @@ def grid_of(prior: Independent, nodes: int) -> Grid:
         prior: The prior, with event shape ``(1,)``.
         nodes: Number of nodes.
 
+    Raises:
+        ShapeError: The prior has other dimensions than one.
+
     Introduced in "The uniform interval".
 
     >>> from priormatch.models import uniform_interval
     >>> grid_of(uniform_interval(1), 4).nodes.squeeze(1)
     tensor([1.2500, 3.7500, 6.2500, 8.7500], dtype=torch.float64)
     """
+    check_event(prior, 1, "the prior")
     ends = prior.base_dist.icdf(torch.tensor([1e-15, 1 - 1e-15], dtype=torch.float64))
     low, high = ends.tolist()
     width = (high - low) / nodes
@@ -115,12 +147,17 @@ def information_on_the_digit(density: Float[Tensor, "digits nodes"], grid: Grid)
     Returns:
         Nats, at most the entropy of the shares of the digits.
 
+    Raises:
+        ShapeError: There is not a density for each node.
+        NonFiniteError: A density is infinite or not a number.
+
     Introduced in "The uniform interval".
 
     >>> apart = torch.eye(10, dtype=torch.float64)  # ten intervals of length 1, density 0.1
     >>> round(information_on_the_digit(0.1 * apart, Grid((0.5,), (9.5,), 1.0)), 4)
     2.3026
     """
+    density = rows(density, "density", grid.shape[0]).double()
     width = grid.cell_volume
     entropy_of_codes = torch.special.entr(density.sum(0)).sum() * width
     entropy_of_digits = torch.special.entr(density.sum(1) * width).sum()
@@ -139,8 +176,13 @@ def decoded_digits(
         classifier: Maps ``(images, 784)`` to ``(images, 10)`` logits.
         positions: Values of the prior's distribution function.
 
+    Raises:
+        ShapeError: The positions are no vector.
+        NonFiniteError: A position is infinite or not a number.
+
     Introduced in "The uniform interval".
     """
+    positions = vector(positions, "positions", keep_device=True)
     codes = cast("Independent", vae.prior).base_dist.icdf(positions[:, None])
     pictures = vae.likelihood(codes.float()).mean
     return predict_proba(classifier, pictures).argmax(1)

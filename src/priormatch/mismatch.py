@@ -5,6 +5,7 @@ I[n; z] <= ln N. The in-sample KL therefore cannot fall below R - ln N, whatever
 """
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -15,9 +16,35 @@ from scipy.stats import chi2
 from torch import Tensor
 from torch.distributions import Distribution, Normal, kl_divergence
 
+from priormatch.checks import (
+    check_draws,
+    check_event,
+    log_density,
+    rows,
+)
+from priormatch.degeneracy import atoms, correlation_factor
 from priormatch.distributions import AggregatedPosterior
-from priormatch.divergences import kl_between_gaussians, kl_from_prior_per_dimension
+from priormatch.divergences import kl_from_prior_per_dimension
 from priormatch.estimate import Estimate, TooFewCodesError, average
+
+# Fewest codes of a covariance's jackknife, in any number of dimensions.
+_FEWEST = 10
+
+
+def rates(aggregated: AggregatedPosterior) -> Float[Tensor, " examples"]:
+    """Return the exact KL of each of the mixture's posteriors from N(0, I), in nats.
+
+    >>> rates(AggregatedPosterior(torch.tensor([[0.0], [2.0]]), torch.ones(2, 1)))
+    tensor([0., 2.], dtype=torch.float64)
+    """
+    mixture = aggregated.double()
+    log_variances = 2 * mixture.scales.log()
+    alone = kl_from_prior_per_dimension(mixture.means, log_variances).sum(1)
+    if mixture.scale_tril is None:
+        return alone
+    # What correlations within a posterior cost on top of its single dimensions.
+    widths = mixture.scale_tril.diagonal(dim1=1, dim2=2).log().sum(1)
+    return alone + 0.5 * log_variances.sum(1) - widths
 
 
 def mean_rate(aggregated: AggregatedPosterior) -> Float[Tensor, ""]:
@@ -26,7 +53,7 @@ def mean_rate(aggregated: AggregatedPosterior) -> Float[Tensor, ""]:
     >>> mean_rate(AggregatedPosterior(torch.ones(3, 2), torch.ones(3, 2)))
     tensor(1.)
     """
-    return rate_per_dimension(aggregated).sum()
+    return rates(aggregated).mean().to(aggregated.means.dtype)
 
 
 def rate_per_dimension(aggregated: AggregatedPosterior) -> Float[Tensor, " latent"]:
@@ -36,15 +63,17 @@ def rate_per_dimension(aggregated: AggregatedPosterior) -> Float[Tensor, " laten
         aggregated: Mixture over the examples.
 
     Returns:
-        Nats, of shape ``(latent,)``; their sum is the rate.
+        Nats, of shape ``(latent,)``. Their sum is the rate where the posteriors are diagonal, and
+        below it where their dimensions correlate.
 
     Introduced in "The estimators on trial".
 
     >>> rate_per_dimension(AggregatedPosterior(torch.tensor([[0.0, 1.0]]), torch.ones(1, 2)))
     tensor([0.0000, 0.5000])
     """
-    log_variances = 2 * aggregated.scales.log()
-    return kl_from_prior_per_dimension(aggregated.means, log_variances).mean(0)
+    mixture = aggregated.double()
+    each = kl_from_prior_per_dimension(mixture.means, 2 * mixture.scales.log()).mean(0)
+    return each.to(aggregated.means.dtype)
 
 
 def active_units(aggregated: AggregatedPosterior, threshold: float = 0.01) -> int:
@@ -79,7 +108,9 @@ def active_dimensions(aggregated: AggregatedPosterior, threshold: float = 0.01) 
     >>> active_dimensions(AggregatedPosterior(means, torch.ones(2, 2)))
     [1]
     """
-    varies = aggregated.means.double().var(0) > threshold
+    if aggregated.components < 2:  # one example varies with nothing
+        return []
+    varies = aggregated.means.detach().double().var(0) > threshold
     return varies.nonzero().squeeze(1).tolist()
 
 
@@ -100,8 +131,9 @@ def mean_square_per_dimension(aggregated: AggregatedPosterior) -> Float[Tensor, 
     >>> mean_square_per_dimension(AggregatedPosterior(torch.ones(1, 1), torch.ones(1, 1)))
     tensor([2.])
     """
-    squares = aggregated.means.double().square() + aggregated.scales.double().square()
-    return squares.mean(0).to(aggregated.means)
+    mixture = aggregated.double()
+    squares = mixture.means.square() + mixture.scales.square()
+    return squares.mean(0).to(aggregated.means.dtype)
 
 
 def in_sample_kl(
@@ -125,19 +157,32 @@ def in_sample_kl(
         generator: Source of the draws.
 
     Returns:
-        Nats, an upper estimate, with its floor where the rate is known in closed form.
+        Nats, an upper estimate, with its floor where the rate is known in closed form. A note says
+        so where it is at its floor.
+
+    Raises:
+        ShapeError: The prior has another event shape.
+        TooFewCodesError: There are fewer than two draws.
 
     Source: :cite:t:`hoffman2016`.
 
     Introduced in "The latent picture".
     """
+    check_draws(draws)
+    check_event(prior, aggregated.event_shape[0], "the prior")
     codes = aggregated.sample((draws,), generator=generator)
     try:
-        rate = kl_divergence(aggregated.posteriors, prior).mean().item()
+        rate = kl_divergence(aggregated.double().posteriors, prior).mean().item()
         floor = max(0.0, rate - math.log(aggregated.components))
     except NotImplementedError:  # no closed form
         floor = None
-    return average(aggregated.log_prob(codes) - prior.log_prob(codes), "upper", floor)
+    found = average(
+        log_density(aggregated, codes) - log_density(prior, codes, "the prior"), "upper", floor
+    )
+    if floor and found.value < floor + 3 * found.standard_error + 0.01 * floor:
+        note = f"vacuous: at its floor, the rate less ln {aggregated.components}"
+        return replace(found, note=note)
+    return found
 
 
 def held_out_kl(
@@ -157,13 +202,44 @@ def held_out_kl(
         prior: The prior p.
 
     Returns:
-        Nats, a lower bound; the standard error is over the held-out examples.
+        Nats, a lower bound; the standard error is over the held-out examples. A note says so where
+        the bound is vacuous, because it is below zero, and where the codes have atoms.
+
+    Raises:
+        ShapeError: Codes, density and prior do not have one number of dimensions.
+        NonFiniteError: A code is infinite or not a number, or a log density is not a number.
+        TooFewCodesError: There are fewer than two codes.
 
     Source: derived from the non-negativity of KL(q || r).
 
     Introduced in "The latent picture".
     """
-    return average(density.log_prob(codes) - prior.log_prob(codes), "lower")
+    codes = rows(codes, fewest=2)
+    gains = log_density(density, codes) - log_density(prior, codes, "the prior")
+    return _lower_bound(gains, atoms(codes) or _too_fine(density, codes))
+
+
+def _lower_bound(gains: Float[Tensor, " draws"], note: str = "") -> Estimate:
+    """Return a lower bound on a KL, and say so where it is vacuous."""
+    found = average(gains, "lower", note=note)
+    if not note and found.value < -3 * found.standard_error:
+        note = (
+            "vacuous: no KL is below 0; the density misses these codes, as one of few examples in "
+            "many dimensions does"
+        )
+    return replace(found, note=note)
+
+
+def _too_fine(density: Distribution, codes: Float[Tensor, "draws latent"]) -> str:
+    """Return a note if posteriors are too narrow for the number format of the codes, or nothing."""
+    if not isinstance(density, AggregatedPosterior) or codes.dtype == torch.float64:
+        return ""
+    # In single precision a mixture is kept in it only if all of its scales are resolved.
+    if density.means.dtype == torch.float32:
+        return ""
+    rounding = torch.finfo(codes.dtype).eps * codes.double().abs().median()
+    narrow = density.scales.detach().double().median() < 200 * rounding
+    return "below precision: draw codes of such narrow posteriors in float64" if narrow else ""
 
 
 def moment_bound(codes: Float[Tensor, "draws latent"]) -> Estimate:
@@ -173,43 +249,59 @@ def moment_bound(codes: Float[Tensor, "draws latent"]) -> Estimate:
 
     Of all laws with mean m and covariance S the Gaussian has the largest entropy, so the bound
     holds for every q and needs no density model. With finitely many codes the plug-in estimate is
-    too large, by half a nat and more in a thousand dimensions. For Gaussian codes this bias is
-    known, from the expected log determinant of a Wishart matrix, and it is subtracted. The standard
-    error is the delta method's.
+    too large, by half a nat and more in a thousand dimensions. The jackknife takes this bias away,
+    also for codes with heavy tails, where it is larger. What the jackknife leaves is known exactly
+    for Gaussian codes, from the expected log determinant of a Wishart matrix, and is taken away as
+    well. The standard error is the delta method's.
 
     Args:
-        codes: Independent draws of q, of shape ``(draws, latent)``, at least twice as many as
-            latent dimensions.
+        codes: Independent draws of q, of shape ``(draws, latent)``, at least ten, and at least
+            twice as many as latent dimensions.
 
     Returns:
-        Nats, a lower bound.
+        Nats, a lower bound. A note says so where the codes have atoms.
 
     Raises:
+        ShapeError: The codes are no matrix.
+        NonFiniteError: A code is infinite or not a number.
         TooFewCodesError: There are fewer codes than that.
+        DegenerateCodesError: The codes lie in fewer dimensions, so that their KL is infinite.
 
     Source: :cite:t:`anderson2003`, for the expected log determinant.
 
     Introduced in "The latent picture".
     """
-    codes = codes.double()
+    codes = rows(codes)
     draws, latent = codes.shape
-    if draws < 2 * latent:
+    needed = max(_FEWEST, 2 * latent)
+    if draws < needed:
         raise TooFewCodesError(
-            f"the covariance of {latent} latent dimensions needs {2 * latent} codes or more, "
+            f"the covariance of {latent} latent dimensions needs {needed} codes or more, "
             f"and there are {draws}: draw more, or measure fewer dimensions."
         )
-    mean, covariance = codes.mean(0), torch.cov(codes.T).reshape(latent, latent)
-    identity = torch.eye(latent, dtype=torch.float64)
-    value = kl_between_gaussians(mean, covariance, torch.zeros_like(mean), identity)
-    centred = codes - mean
-    # E ln det of the sample covariance, less ln det of the true one.
-    degrees = draws - torch.arange(1, latent + 1, dtype=torch.float64)
-    log_determinant = (torch.digamma(degrees / 2) - math.log((draws - 1) / 2)).sum()
-    bias = 0.5 * (covariance.trace() / draws - log_determinant)
-    curvature = identity - torch.linalg.inv(covariance)
-    influence = 0.5 * ((centred @ curvature) * centred).sum(1) + centred @ mean
+    note = atoms(codes)
+    scales, factor = correlation_factor(codes)
+    mean = codes.double().mean(0)
+    centred = codes.double() - mean
+    noise = torch.linalg.solve_triangular(factor, (centred / scales).T, upper=False)
+    log_determinant = 2 * (scales.log().sum() + factor.diagonal().log().sum())
+    # Leaving out a code lowers the log determinant by a function of its Mahalanobis distance.
+    leverage = (noise.square().sum(0) * draws / (draws - 1) ** 2).clamp(max=1 - 1e-12)
+    lost = latent * math.log((draws - 1) / (draws - 2)) + torch.log1p(-leverage)
+    jackknifed = log_determinant - (draws - 1) * lost.mean()
+    remaining = draws * _expected_log_determinant(draws, latent)
+    remaining -= (draws - 1) * _expected_log_determinant(draws - 1, latent)
+    squares = (1 - 1 / draws) * scales.square().sum() + mean.square().sum()
+    value = 0.5 * (squares - latent - jackknifed + remaining)
+    influence = 0.5 * (centred.square().sum(1) - noise.square().sum(0)) + centred @ mean
     error = influence.std() / math.sqrt(draws)
-    return Estimate((value - bias).item(), error.item(), bound="lower")
+    return Estimate(value.item(), error.item(), "lower", note=note)
+
+
+def _expected_log_determinant(draws: int, latent: int) -> float:
+    """Return E ln det of the sample covariance of draws of N(0, I)."""
+    degrees = draws - torch.arange(1, latent + 1, dtype=torch.float64)
+    return (torch.digamma(degrees / 2) - math.log((draws - 1) / 2)).sum().item()
 
 
 def hole_share(
@@ -232,19 +324,28 @@ def hole_share(
     Returns:
         A share in [0, 1]. Its standard error covers both the prior draws and the threshold.
 
+    Raises:
+        ShapeError: Codes, draws and density do not have one number of dimensions.
+        NonFiniteError: A code is infinite or not a number.
+        ValueError: The quantile is not between 0 and 1.
+
     Introduced in "The latent picture".
     """
-    of_codes = density.log_prob(codes).double()
-    of_prior = density.log_prob(prior_draws).double()
+    codes = rows(codes)
+    prior_draws = rows(prior_draws, "prior_draws", codes.shape[1])
+    _check_share(quantile)
+    # A density of zero stays below all others in an interpolated quantile.
+    of_codes = log_density(density, codes).clamp(min=-1e300)
+    of_prior = log_density(density, prior_draws).clamp(min=-1e300)
 
-    def share_below(threshold: Tensor) -> float:
-        return (of_prior < threshold).double().mean().item()
+    def share_below(level: float) -> float:
+        threshold = np.quantile(of_codes.numpy(), min(1.0, max(0.0, level)))
+        return (of_prior < float(threshold)).double().mean().item()
 
-    share = share_below(of_codes.quantile(quantile))
+    share = share_below(quantile)
     # Held-out codes are a sample, so the threshold has an error that moves the share, too.
     wobble = math.sqrt(quantile * (1 - quantile) / len(codes))
-    higher = share_below(of_codes.quantile(min(1.0, quantile + wobble)))
-    lower = share_below(of_codes.quantile(max(0.0, quantile - wobble)))
+    higher, lower = share_below(quantile + wobble), share_below(quantile - wobble)
     binomial = math.sqrt(max(share * (1 - share), 1 / len(of_prior)) / len(of_prior))
     return Estimate(share, math.hypot(binomial, (higher - lower) / 2))
 
@@ -277,7 +378,13 @@ def dimension_wise_kl(
         codes: One draw from the posterior of each held-out example, of shape ``(draws, latent)``.
 
     Returns:
-        Nats, lower bounds; the standard errors are over the held-out examples.
+        Nats, lower bounds; the standard errors are over the held-out examples. A note says so where
+        the sum is vacuous, because it is below zero, and where the codes have atoms.
+
+    Raises:
+        ShapeError: The codes have another number of dimensions than the mixture.
+        NonFiniteError: A code is infinite or not a number.
+        TooFewCodesError: There are fewer than two codes.
 
     Introduced in "The estimators on trial".
 
@@ -286,9 +393,11 @@ def dimension_wise_kl(
     >>> round(at_zero.per_dimension[0].value, 4), round(at_zero.total.value, 4)
     (-0.5, -1.0)
     """
+    codes = rows(codes, columns=aggregated.event_shape[0], fewest=2)
     gains = _log_marginals(aggregated, codes) - _standard_normal_log_prob(codes)
+    note = atoms(codes) or _too_fine(aggregated, codes)
     return DimensionWise(
-        average(gains.sum(1), "lower"), tuple(average(gain, "lower") for gain in gains.T)
+        _lower_bound(gains.sum(1), note), tuple(average(gain, "lower") for gain in gains.T)
     )
 
 
@@ -314,13 +423,19 @@ def total_correlation(
     Returns:
         Nats; the standard error is over the held-out examples.
 
+    Raises:
+        ShapeError: Codes, density and mixture do not have one number of dimensions.
+        NonFiniteError: A code is infinite or not a number.
+        TooFewCodesError: There are fewer than two codes.
+
     Introduced in "The estimators on trial".
 
     >>> single = AggregatedPosterior(torch.zeros(1, 2), torch.ones(1, 2))
     >>> round(total_correlation(single, single, torch.ones(3, 2)).value, 4)
     0.0
     """
-    return average(density.log_prob(codes) - _log_marginals(aggregated, codes).sum(1))
+    codes = rows(codes, columns=aggregated.event_shape[0], fewest=2)
+    return average(log_density(density, codes) - _log_marginals(aggregated, codes).sum(1))
 
 
 def _standard_normal_log_prob(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -331,9 +446,9 @@ def _log_marginals(
     aggregated: AggregatedPosterior, codes: Float[Tensor, "draws latent"]
 ) -> Float[Tensor, "draws latent"]:
     """Return the log density of each latent dimension of the codes under its own marginal."""
-    latent = codes.shape[1]
+    latent, mixture = codes.shape[1], aggregated.double()
     return torch.stack(
-        [_log_prob_on_a_line(aggregated.marginal(j), codes[:, j]) for j in range(latent)], 1
+        [_log_prob_on_a_line(mixture.marginal(j), codes[:, j].double()) for j in range(latent)], 1
     )
 
 
@@ -346,7 +461,7 @@ def _log_prob_on_a_line(
     exact = marginal.log_prob(checked[:, None])
     nodes = torch.linspace(codes.min().item(), codes.max().item(), 65, dtype=torch.float64)
     known = marginal.log_prob(nodes[:, None])
-    while nodes[0] < nodes[-1] and len(nodes) < len(codes):
+    while (nodes.diff() > 0).all() and len(nodes) < len(codes):
         spline = CubicSpline(nodes, known)
         if np.abs(spline(checked) - exact.numpy()).mean() < 1e-5:
             return torch.from_numpy(spline(codes))
@@ -375,6 +490,11 @@ def reverse_kl(
     Returns:
         Nats; the standard error is over the prior's draws.
 
+    Raises:
+        ShapeError: Draws, density and prior do not have one number of dimensions.
+        NonFiniteError: A draw is infinite or not a number.
+        TooFewCodesError: There are fewer than two draws.
+
     Introduced in "The estimators on trial".
 
     >>> prior = AggregatedPosterior(torch.zeros(1, 1), torch.ones(1, 1))
@@ -382,7 +502,8 @@ def reverse_kl(
     >>> round(reverse_kl(shifted, torch.tensor([[-1.0], [1.0]]), prior).value, 4)
     0.5
     """
-    return average(prior.log_prob(prior_draws) - density.log_prob(prior_draws))
+    draws = rows(prior_draws, "prior_draws", fewest=2)
+    return average(log_density(prior, draws, "the prior") - log_density(density, draws))
 
 
 def thin_share(
@@ -407,6 +528,11 @@ def thin_share(
         A share in [0, 1]. Its standard error is binomial, computed with two more draws of either
         kind. So a share of zero has an error, too: 1.4 / draws.
 
+    Raises:
+        ShapeError: Draws, density and prior do not have one number of dimensions.
+        NonFiniteError: A draw is infinite or not a number.
+        ValueError: The factor is not positive.
+
     Source: :cite:t:`agresti1998`, for the two draws.
 
     Introduced in "The estimators on trial".
@@ -415,8 +541,16 @@ def thin_share(
     >>> print(thin_share(single, torch.zeros(96, 1), single))
     0.000 ± 0.014
     """
-    excess = prior.log_prob(prior_draws).double() - density.log_prob(prior_draws).double()
+    draws = rows(prior_draws, "prior_draws")
+    if not 0 < factor < math.inf:
+        raise ValueError(f"a factor is positive, not {factor}")
+    excess = log_density(prior, draws, "the prior") - log_density(density, draws)
     return _share(excess > math.log(factor))
+
+
+def _check_share(share: float) -> None:
+    if not 0 < share < 1:
+        raise ValueError(f"a share of mass lies between 0 and 1, not at {share}")
 
 
 def _share(found: Bool[Tensor, " draws"]) -> Estimate:
@@ -458,16 +592,23 @@ def nearest_patch(
     Returns:
         A share, its error as in `thin_share`, and a distance with the error of a sample median.
 
+    Raises:
+        ShapeError: The codes have another number of dimensions than the mixture.
+        NonFiniteError: A code is infinite or not a number.
+        ValueError: The mass is not between 0 and 1.
+
     Introduced in "The uniform interval".
 
     >>> single = AggregatedPosterior(torch.zeros(1, 1), torch.ones(1, 1))
     >>> nearest_patch(single, torch.tensor([[0.0], [1.0], [9.0]])).distance.value
     1.0
     """
-    distances = aggregated.distance_to_nearest(codes).double()
+    codes = rows(codes, columns=aggregated.event_shape[0])
+    _check_share(mass)
+    distances = aggregated.distance_to_nearest(codes).double().cpu()
     radius = math.sqrt(chi2.ppf(mass, codes.shape[1]))
     # The error is half the distance between the quantiles one deviation below and above the median.
     wobble = 0.5 / math.sqrt(len(distances))
-    levels = torch.tensor([max(0.0, 0.5 - wobble), 0.5, min(1.0, 0.5 + wobble)]).double()
-    low, median, high = distances.quantile(levels).tolist()
+    levels = [max(0.0, 0.5 - wobble), 0.5, min(1.0, 0.5 + wobble)]
+    low, median, high = np.quantile(distances.numpy(), levels).tolist()
     return NearestPatch(_share(distances <= radius), Estimate(median, (high - low) / 2))

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 
+from priormatch.checks import ShapeError, check_draws, rows, same_shape, vector
 from priormatch.data import Digits
 from priormatch.estimate import Estimate, Statistic, average
 
@@ -26,8 +27,13 @@ def predict_proba(
     Returns:
         Probabilities, of shape ``(images, 10)``; they are not calibrated for decoded pictures.
 
+    Raises:
+        ShapeError: The images are no matrix.
+        NonFiniteError: A pixel is infinite or not a number.
+
     Introduced in "The uniform interval".
     """
+    images = rows(images, "images", keep_device=True)
     return torch.cat([classifier(some).softmax(1) for some in images.split(chunk)])
 
 
@@ -38,9 +44,15 @@ def is_correct(classifier: nn.Module, digits: Digits) -> Float[Tensor, " example
         classifier: Maps ``(images, 784)`` to ``(images, 10)`` logits.
         digits: Images, grey or binary, and labels.
 
+    Raises:
+        ShapeError: The images are no matrix, or there is not a label for each.
+        NonFiniteError: A pixel is infinite or not a number.
+
     Introduced in "The uniform interval".
     """
-    return (predict_proba(classifier, digits.images).argmax(1) == digits.labels).double()
+    found = predict_proba(classifier, digits.images).argmax(1)
+    same_shape(found, digits.labels, "images and labels")
+    return (found == digits.labels).double()
 
 
 @torch.no_grad()
@@ -54,8 +66,13 @@ def features(
         images: Grey or binary pictures, values in [0, 1]; compare only pictures of one kind.
         chunk: Images read at a time.
 
+    Raises:
+        ShapeError: The images are no matrix.
+        NonFiniteError: A pixel is infinite or not a number.
+
     Introduced in "Sampling the quilt".
     """
+    images = rows(images, "images", keep_device=True)
     body = list(classifier)[:-1]
     return torch.cat([nn.Sequential(*body)(some) for some in images.split(chunk)])
 
@@ -77,6 +94,10 @@ def frechet_between_gaussians(
         second_mean: Mean of the other.
         second_covariance: Its covariance.
 
+    Raises:
+        ShapeError: Means and covariances do not belong together.
+        NonFiniteError: An entry is infinite or not a number.
+
     Source: :cite:t:`dowson1982`.
 
     Introduced in "Sampling the quilt".
@@ -85,6 +106,12 @@ def frechet_between_gaussians(
     >>> frechet_between_gaussians(zero, one, zero + 3, 4 * one)  # 3^2 + (2 - 1)^2
     tensor(10.)
     """
+    first_mean, second_mean = vector(first_mean, "first_mean"), vector(second_mean, "second_mean")
+    same_shape(first_mean, second_mean, "the means")
+    first_covariance = rows(first_covariance, "first_covariance", len(first_mean))
+    second_covariance = rows(second_covariance, "second_covariance", len(first_mean))
+    if not len(first_covariance) == len(second_covariance) == len(first_mean):
+        raise ShapeError("a covariance has as many rows as columns")
     values, vectors = torch.linalg.eigh(first_covariance)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     cross = torch.linalg.eigvalsh(root @ second_covariance @ root).clamp(min=0).sqrt().sum()
@@ -112,11 +139,18 @@ def frechet_distance(
     Returns:
         The squared distance, in the squared unit of the features, an upper estimate.
 
+    Raises:
+        ShapeError: The two have other features.
+        NonFiniteError: A feature is infinite or not a number.
+        TooFewCodesError: There are fewer pictures than blocks, or fewer than three blocks.
+
     Source: :cite:t:`heusel2017`, with other features.
 
     Introduced in "Sampling the quilt".
     """
-    first, second = drawn.double(), real.double()
+    check_draws(blocks, 3)
+    first = rows(drawn, "drawn", fewest=blocks).double()
+    second = rows(real, "real", first.shape[1], blocks).double()
     whole = frechet_between_gaussians(*_moments(first), *_moments(second))
     left_out = [
         frechet_between_gaussians(
@@ -130,7 +164,7 @@ def frechet_distance(
 
 
 def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
-    return values.mean(0), torch.cov(values.T)
+    return values.mean(0), torch.cov(values.T).reshape(values.shape[1], values.shape[1])
 
 
 class PrecisionRecall(NamedTuple):
@@ -164,10 +198,17 @@ def precision_and_recall(
     Returns:
         Shares; the standard errors are those of counts, with the other set given.
 
+    Raises:
+        ShapeError: The two have other features.
+        NonFiniteError: A feature is infinite or not a number.
+        TooFewCodesError: There are no more pictures in a set than neighbours.
+
     Source: :cite:t:`kynkaanniemi2019`.
 
     Introduced in "Sampling the quilt".
     """
+    drawn = rows(drawn, "drawn", fewest=neighbours + 1)
+    real = rows(real, "real", drawn.shape[1], neighbours + 1)
     return PrecisionRecall(
         average(_is_covered(drawn, real, neighbours)), average(_is_covered(real, drawn, neighbours))
     )
@@ -201,8 +242,14 @@ def class_imbalance(
     Returns:
         The total variation distance, in [0, 1], with the band of two sets of real pictures.
 
+    Raises:
+        ShapeError: The two have other classes.
+        NonFiniteError: A probability is infinite or not a number.
+
     Introduced in "Sampling the quilt".
     """
+    drawn = rows(drawn, "drawn")
+    real = rows(real, "real", drawn.shape[1])
     counts = [
         np.bincount(probabilities.argmax(1).numpy(), minlength=probabilities.shape[1])
         for probabilities in (drawn, real)
@@ -239,11 +286,17 @@ def nearest_distances(
     Returns:
         For binary pictures the number of pixels that differ, of shape ``(images,)``.
 
+    Raises:
+        ShapeError: The two have other numbers of pixels.
+        NonFiniteError: A pixel is infinite or not a number.
+
     Introduced in "Sampling the quilt".
 
     >>> nearest_distances(torch.ones(1, 3), torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 1.0]]))
     tensor([1.])
     """
+    images = rows(images, "images")
+    others = rows(others, "others", images.shape[1])
     index = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(others.numpy())
     distances, _ = index.kneighbors(images.numpy())
     return torch.from_numpy(distances[:, 0]).to(images).square()

@@ -17,6 +17,7 @@ from torch.distributions import (
     TransformedDistribution,
 )
 
+from priormatch.checks import FamilyError, check_draws, check_event, rows
 from priormatch.data import binarize
 from priormatch.densities import fit_flow, fit_gaussian, fit_mixture, mixture_sizes
 from priormatch.distributions import AggregatedPosterior, PaddedDensity
@@ -54,8 +55,18 @@ def fit_samplers(
     Returns:
         Samplers by name, the prior first and the training posteriors last.
 
+    Raises:
+        ShapeError: Codes, prior and posteriors do not have one number of dimensions.
+        NonFiniteError: A code is infinite or not a number.
+        TooFewCodesError: There are too few codes for one of the samplers.
+        DegenerateCodesError: The codes have no density.
+
     Introduced in "Sampling the quilt".
     """
+    codes = rows(codes)
+    validation_codes = rows(validation_codes, "validation_codes", codes.shape[1])
+    check_event(prior, codes.shape[1], "the prior")
+    check_event(aggregated, codes.shape[1], "the aggregated posterior")
     fits: dict[str, Callable[[], Distribution]] = {
         "prior": lambda: prior,
         "Gaussian": lambda: fit_gaussian(codes),
@@ -77,8 +88,12 @@ def fit_samplers(
 def sample(density: Distribution, draws: int, seed: int = 0) -> Float[Tensor, "draws latent"]:
     """Draw from any distribution with a seed, and leave torch's global generator as it was.
 
+    Raises:
+        TooFewCodesError: The number of draws is negative.
+
     Introduced in "Sampling the quilt".
     """
+    check_draws(draws, 0)
     with globally_seeded(seed), torch.no_grad():
         return density.sample(torch.Size((draws,)))
 
@@ -100,7 +115,9 @@ def inverse_rosenblatt(
         noise: Draws of N(0, I).
 
     Raises:
-        TypeError: The density is of another kind.
+        FamilyError: The density is of another kind.
+        ShapeError: Noise and density do not have one number of dimensions.
+        NonFiniteError: A number of the noise is infinite or not a number.
 
     Source: :cite:t:`rosenblatt1952`.
 
@@ -110,24 +127,32 @@ def inverse_rosenblatt(
     >>> inverse_rosenblatt(twice, torch.tensor([[1.5]]))
     tensor([[3.]])
     """
+    noise = rows(noise, "noise")
+    check_event(density, noise.shape[1])
     if isinstance(density, TransformedDistribution):
+        if not hasattr(density.base_dist, "transform"):
+            raise FamilyError(f"no map of quantiles is known for {density}")
+        standardise: Any = density.transforms[0]
+        noise = noise.to(standardise.loc)
         flow: Any = density.base_dist
         codes = flow.transform.inv(noise)
         for transform in density.transforms:
             codes = transform(codes)
         return codes
     if isinstance(density, MultivariateNormal):
-        return density.loc + noise @ density.scale_tril.mT
-    if isinstance(density, Independent):
+        return density.loc + noise.to(density.loc) @ density.scale_tril.mT
+    if isinstance(density, Independent) and isinstance(density.base_dist, Normal):
         return density.mean + density.stddev * noise
     if isinstance(density, PaddedDensity):
         codes = noise.clone()
         active = density.dimensions
         codes[:, active] = inverse_rosenblatt(density.density, noise[:, active])
         return codes
-    if isinstance(density, MixtureSameFamily):
+    if isinstance(density, MixtureSameFamily) and isinstance(
+        density.component_distribution, MultivariateNormal
+    ):
         return _mixture_inverse_rosenblatt(density, noise)
-    raise TypeError(f"no map of quantiles is known for {density}")
+    raise FamilyError(f"no map of quantiles is known for {density}")
 
 
 def _mixture_inverse_rosenblatt(density: MixtureSameFamily, noise: Tensor) -> Tensor:
@@ -159,6 +184,11 @@ def pictures_of(
 ) -> Float[Tensor, "draws pixels"]:
     """Decode codes and draw their pixels.
 
+    Raises:
+        ShapeError: The codes are no matrix.
+        NonFiniteError: A code is infinite or not a number.
+
     Introduced in "Sampling the quilt".
     """
+    codes = rows(codes, keep_device=True)
     return binarize(vae.likelihood(codes).mean, torch.Generator().manual_seed(seed))

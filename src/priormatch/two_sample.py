@@ -20,8 +20,12 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.distributions import Normal
 
+from priormatch.checks import ShapeError, check_draws, rows
 from priormatch.distributions import AggregatedPosterior
 from priormatch.estimate import Estimate, Statistic, average
+
+# Fewest codes to train and to test a classifier.
+_FEWEST = 20
 
 
 class ClassifierTest(NamedTuple):
@@ -67,7 +71,9 @@ def classifier_test(
         codes and prior draws of the test half, for the classifier as trained.
 
     Raises:
-        ValueError: There are not as many prior draws as codes.
+        ShapeError: There are not as many prior draws as codes, or they have other dimensions.
+        NonFiniteError: A code or a draw is infinite or not a number.
+        TooFewCodesError: There are fewer than twenty codes.
 
     Source: :cite:t:`lopezpaz2017` for the test, :cite:t:`delong1988` for the error of the AUC.
 
@@ -77,8 +83,10 @@ def classifier_test(
     >>> classifier_test(far, near).total_variation.value
     1.0
     """
+    codes = rows(codes, fewest=_FEWEST)
+    prior_draws = rows(prior_draws, "prior_draws")
     if codes.shape != prior_draws.shape:
-        raise ValueError(
+        raise ShapeError(
             "a classifier that answers at random is right half of the time only among as many "
             f"prior draws as codes, not {tuple(prior_draws.shape)} and {tuple(codes.shape)}"
         )
@@ -171,37 +179,58 @@ def sliced_wasserstein(
         A distance in units of z, in expectation above that of q, with its null band. The standard
         error is over the codes, for these directions.
 
+    Raises:
+        ShapeError: The codes are no matrix.
+        NonFiniteError: A code is infinite or not a number.
+        TooFewCodesError: There are fewer than two codes.
+
     Source: :cite:t:`bonneel2015`.
 
     Introduced in "The estimators on trial".
     """
+    codes = rows(codes, fewest=2)
     draws, latent = codes.shape
     axes = torch.randn((latent, directions), generator=generator)
     axes = axes / axes.norm(dim=0)
     ordered, order = (codes.float() @ axes).sort(0)
-    gaps = _gaps(ordered)
     # Kantorovich's potential is the influence of a code on the distance: its slope is 1 where the
     # mass lies too far to the right, and -1 where it lies too far to the left.
-    steps = gaps.sign() * ordered.diff(dim=0, prepend=ordered[:1])
+    steps = (ordered - _quantiles(draws)[:, None]).sign() * ordered.diff(dim=0, prepend=ordered[:1])
     influence = torch.zeros_like(steps).scatter_(0, order, steps.cumsum(0)).mean(1)
     # Under a match the distance shrinks with the root of the number of codes: few give its law.
     few = min(draws, 500)
     matched = torch.stack(
         [torch.randn((few, latent), generator=generator) @ axes for _ in range(200)]
     )
-    null = _gaps(matched.sort(1).values).abs().mean((1, 2)) * math.sqrt(few / draws)
-    low, high = null.quantile(torch.tensor([0.025, 0.975])).tolist()
+    null = _distance(matched.sort(1).values).mean(1) * math.sqrt(few / draws)
+    low, high = np.quantile(null.numpy(), [0.025, 0.975]).tolist()
     error = influence.std().item() / math.sqrt(draws)
-    return Statistic(Estimate(gaps.abs().mean().item(), error, "upper"), low, high)
+    return Statistic(Estimate(_distance(ordered.double()).mean().item(), error, "upper"), low, high)
 
 
-def _gaps(
+def _quantiles(draws: int) -> Float[Tensor, " draws"]:
+    """Return the quantiles of N(0, 1) in the middle of cells of equal mass."""
+    return Normal(0.0, 1.0).icdf((torch.arange(draws, dtype=torch.float64) + 0.5) / draws).float()
+
+
+def _distance(
     ordered: Float[Tensor, "*batch draws directions"],
-) -> Float[Tensor, "*batch draws directions"]:
-    """Return the sorted projections less the quantiles of N(0, 1)."""
+) -> Float[Tensor, "*batch directions"]:
+    """Return the Wasserstein distance of sorted projections from N(0, 1), exact for each set."""
     draws = ordered.shape[-2]
-    levels = (torch.arange(draws, dtype=torch.float64) + 0.5) / draws
-    return ordered - Normal(0.0, 1.0).icdf(levels).float()[:, None]
+    levels = torch.arange(draws + 1, dtype=torch.float64)[:, None] / draws
+    edges = torch.special.ndtri(levels)
+    # In its cell of mass 1 / draws a projection z is moved to all quantiles u between two edges.
+    # The integral of |z - u| is split at z, and that of u over the mass is minus the density.
+    split = torch.minimum(torch.maximum(ordered, edges[:-1].to(ordered)), edges[1:].to(ordered))
+    below = torch.special.ndtr(split) - levels[:-1].to(ordered)
+    cells = ordered * (2 * below - 1 / draws) + 2 * _density(split)
+    return (cells - (_density(edges[:-1]) + _density(edges[1:])).to(ordered)).sum(-2)
+
+
+def _density(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Return the density of N(0, 1)."""
+    return torch.exp(-0.5 * values.square()) / math.sqrt(2 * math.pi)
 
 
 class Radius(NamedTuple):
@@ -232,11 +261,17 @@ def radius(codes: Float[Tensor, "draws latent"]) -> Radius:
     Returns:
         The mean squared radius, and the distance in [0, 1], each with its null band.
 
+    Raises:
+        ShapeError: The codes are no matrix.
+        NonFiniteError: A code is infinite or not a number.
+        TooFewCodesError: There are fewer than two codes.
+
     Introduced in "The estimators on trial".
 
     >>> radius(torch.ones(4, 3)).mean_square.estimate.value
     3.0
     """
+    codes = rows(codes, fewest=2)
     squares = codes.double().square().sum(1)
     draws, latent = codes.shape
     tails = (0.025, 0.975)
@@ -253,13 +288,16 @@ def radius(codes: Float[Tensor, "draws latent"]) -> Radius:
 # Posteriors of a block, each paired with all others: 24 MB in double precision.
 _PAIRS = 1_000
 
+# Sets of random signs for the null band of the discrepancy.
+_SIGNS = 500
+
 
 def squared_mmd(
     aggregated: AggregatedPosterior,
     generator: torch.Generator,
     beta: float | None = None,
     posteriors: int = 3_000,
-) -> Estimate:
+) -> Statistic:
     r"""Estimate the squared maximum mean discrepancy of the population's q from N(0, I).
 
     .. math:: \frac{1}{N (N - 1)} \sum_{n \ne m} k_{nm} - \frac2N \sum_n c_n
@@ -278,46 +316,65 @@ def squared_mmd(
         posteriors: Posteriors taken; time and error fall with their number.
 
     Returns:
-        A number without a unit, 0 under a match; it can be negative.
+        A number without a unit, 0 under a match; it can be negative. Its null band is that of the
+        wild bootstrap, which changes the signs of examples at random.
+
+    Raises:
+        TooFewCodesError: There are fewer than ten posteriors.
+        ValueError: The width is not positive.
 
     Source: :cite:t:`gretton2012` for the estimate, :cite:t:`henze1990` for the kernel.
 
     Introduced in "The estimators on trial".
 
-    >>> single = AggregatedPosterior(torch.zeros(2, 1), torch.full((2, 1), 1e-6))
+    >>> single = AggregatedPosterior(torch.zeros(10, 1), torch.full((10, 1), 1e-6))
     >>> round(squared_mmd(single, torch.Generator(), beta=1.0).value, 4)  # 1 - sqrt(2) + sqrt(1/3)
     0.1631
     """
     latent = aggregated.event_shape[0]
+    number = min(posteriors, aggregated.components)
+    check_draws(number, 10)
     square = 1 / latent if beta is None else beta**2
-    chosen = torch.randperm(aggregated.components, generator=generator)[:posteriors]
-    means = aggregated.means[chosen].double()
-    variances = aggregated.scales[chosen].double().square()
+    if not 0 < square < math.inf:
+        raise ValueError(f"a reciprocal width is positive and finite, not {beta}")
+    chosen = torch.randperm(aggregated.components, generator=generator)[:number]
+    some = aggregated.on_cpu().examples(chosen).double()
+    means, variances = some.means, some.scales.square()
+    if some.scale_tril is not None:
+        # One draw of each posterior in its place: draws have no correlations to account for.
+        noise = torch.randn(means.shape, generator=generator, dtype=torch.float64)
+        means = means + (some.scale_tril @ noise.unsqueeze(2)).squeeze(2)
+        variances = torch.zeros_like(means)
     with_prior = _log_kernel_mean(means, variances + 1, square).sum(1).exp()
-    sums, square_sum = [], 0.0
-    for mean, variance in zip(means.split(_PAIRS), variances.split(_PAIRS), strict=True):
-        log_kernel = torch.zeros(len(mean), len(means), dtype=torch.float64)
+    prior_alone = (1 + 2 * square) ** (-latent / 2)
+    signs = torch.randint(2, (number, _SIGNS), generator=generator).double() * 2 - 1
+    sums, square_sum, null = [], 0.0, torch.zeros(_SIGNS, dtype=torch.float64)
+    for block in torch.arange(number).split(_PAIRS):
+        log_kernel = torch.zeros(len(block), number, dtype=torch.float64)
         for j in range(latent):  # one dimension at a time, for the memory
-            shift = mean[:, j, None] - means[:, j]
-            spread = variance[:, j, None] + variances[:, j]
+            shift = means[block, j, None] - means[:, j]
+            spread = variances[block, j, None] + variances[:, j]
             log_kernel += _log_kernel_mean(shift, spread, square)
         kernel = log_kernel.exp_()
+        kernel[torch.arange(len(block)), block] = 0.0  # no example is paired with itself
         sums.append(kernel.sum(1))
         square_sum += kernel.square().sum().item()
-    with_itself = _log_kernel_mean(torch.zeros_like(means), 2 * variances, square).sum(1).exp()
-    number = len(means)
-    with_others = (torch.cat(sums) - with_itself) / (number - 1)
+        # Under a match the mean over either example of a pair is zero, once the prior is out.
+        centred = kernel.add_(prior_alone - with_prior[block, None]).sub_(with_prior)
+        centred[torch.arange(len(block)), block] = 0.0
+        null += (signs[block] * (centred @ signs)).sum(0)
     pairs = number * (number - 1)
-    mean_square = (square_sum - with_itself.square().sum().item()) / pairs
-    value = with_others.mean() - 2 * with_prior.mean()
-    prior_alone = (1 + 2 * square) ** (-latent / 2)
+    with_others = torch.cat(sums) / (number - 1)
+    mean_square = square_sum / pairs
+    value = with_others.mean() - 2 * with_prior.mean() + prior_alone
     # The variance has Hoeffding's two terms. Under a match the first is zero and the second alone
     # is left. But the estimate of the first contains the noise of the second, twice.
     linear = 4 * (with_others - with_prior).var().item() / number
     mean_square -= with_others.mean().item() ** 2 + 2 * with_others.var().item()
     second = 2 * max(0.0, mean_square) / pairs
     error = math.sqrt(max(linear - second, second))
-    return Estimate((value + prior_alone).item(), error)
+    low, high = np.quantile(null.numpy() / pairs, [0.025, 0.975])
+    return Statistic(Estimate(value.item(), error), float(low), float(high))
 
 
 def _log_kernel_mean(

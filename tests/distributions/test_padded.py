@@ -39,7 +39,7 @@ def test_noise_becomes_draws_of_a_padded_density_and_stays_in_the_silent_dimensi
 
 
 def test_a_density_of_another_number_of_dimensions_is_refused():
-    with pytest.raises(ValueError, match="does not fit 3 latent dimensions"):
+    with pytest.raises(ValueError, match="codes of 3 latent dimensions need"):
         PaddedDensity(correlated(), [0, 1, 2], 5)
 
 

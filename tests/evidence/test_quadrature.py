@@ -179,7 +179,7 @@ def test_a_grid_has_one_or_two_dimensions_those_of_the_prior():
     with pytest.raises(ValueError, match="two nodes"):
         Grid((0.0,), (0.1,), 1.0)
     vae, evidence = linear_gaussian(2)
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValueError, match="the prior, beside Grid"):
         exact_inference(vae, sample(evidence, 1, seeded(0)), LINE)
 
 

@@ -5,6 +5,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution, Normal, constraints
 
+from priormatch.checks import ShapeError, as_tensor, check_event, check_finite
+
 
 class PaddedDensity(Distribution):
     r"""Density of some latent dimensions, times N(0, 1) in each of the others.
@@ -19,7 +21,8 @@ class PaddedDensity(Distribution):
         latent_dimension: Number of latent dimensions.
 
     Raises:
-        ValueError: The density has another number of dimensions than `dimensions` names.
+        ShapeError: The density has another number of dimensions than `dimensions` names, or one of
+            these is named twice or does not exist.
 
     Introduced in "The estimators on trial".
 
@@ -33,18 +36,25 @@ class PaddedDensity(Distribution):
     has_rsample = False
 
     def __init__(self, density: Distribution, dimensions: list[int], latent_dimension: int) -> None:
-        if density.event_shape != (len(dimensions),):
-            raise ValueError(
-                f"a density of {tuple(density.event_shape)} values does not fit "
-                f"{len(dimensions)} latent dimensions"
-            )
+        check_event(density, len(dimensions))
+        if len({*dimensions}) < len(dimensions) or not {*dimensions} <= {*range(latent_dimension)}:
+            raise ShapeError(f"{dimensions} does not name some of {latent_dimension} dimensions")
         self.density = density
         self.dimensions = dimensions
         self.others = [j for j in range(latent_dimension) if j not in dimensions]
         super().__init__(event_shape=torch.Size((latent_dimension,)), validate_args=False)
 
     def log_prob(self, value: Float[Tensor, "*sample latent"]) -> Float[Tensor, " *sample"]:
-        """Return log r(z) in nats."""
+        """Return log r(z) in nats.
+
+        Raises:
+            ShapeError: The codes have another number of dimensions.
+            NonFiniteError: A code is infinite or not a number.
+        """
+        value = as_tensor(value, "codes")
+        if value.shape[-1:] != self.event_shape:
+            raise ShapeError(f"codes {tuple(value.shape)} do not fit {tuple(self.event_shape)}")
+        check_finite(value.detach(), "codes")
         silent = Normal(0.0, 1.0).log_prob(value[..., self.others]).sum(-1)
         return self.density.log_prob(value[..., self.dimensions]) + silent
 

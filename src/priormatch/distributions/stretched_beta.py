@@ -10,6 +10,7 @@ from torch.distributions import Beta, Distribution, Uniform, constraints
 from torch.distributions.kl import register_kl
 from torch.distributions.utils import broadcast_all
 
+from priormatch.checks import as_tensor, check_positive
 from priormatch.divergences import kl_of_beta_from_uniform
 
 INTERVAL = 10.0
@@ -29,7 +30,12 @@ class StretchedBeta(Distribution):
     Args:
         concentration1: First parameter of the Beta distribution, alpha.
         concentration0: Second parameter, beta.
-        validate_args: Whether to check parameters and values.
+        validate_args: False leaves out the checks of parameters and values.
+
+    Raises:
+        NonFiniteError: A parameter is infinite or not a number.
+        ScaleError: A parameter is not positive.
+        ValueError: A value lies outside of the interval.
 
     Introduced in "The uniform interval".
 
@@ -50,8 +56,14 @@ class StretchedBeta(Distribution):
         concentration0: Float[Tensor, "*batch"],
         validate_args: bool | None = None,
     ) -> None:
-        self.concentration1, self.concentration0 = broadcast_all(concentration1, concentration0)
-        super().__init__(self.concentration1.shape, validate_args=validate_args)
+        alpha = as_tensor(concentration1, "concentration1")
+        beta = as_tensor(concentration0, "concentration0")
+        if validate_args is not False:
+            check_positive(alpha.detach(), "concentration1")
+            check_positive(beta.detach(), "concentration0")
+        self.concentration1, self.concentration0 = broadcast_all(alpha, beta)
+        # Not torch's default, which some libraries change for the whole process.
+        super().__init__(self.concentration1.shape, validate_args=validate_args is not False)
 
     def expand(
         self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: object = None
@@ -103,8 +115,9 @@ class StretchedBeta(Distribution):
         """Return the distribution function; no gradient flows through it."""
         if self._validate_args:
             self._validate_sample(value)
-        arguments = (self.concentration1, self.concentration0, value / INTERVAL)
-        shares = torch.from_numpy(betainc(*(one.double().numpy() for one in arguments)))
+        parts = (self.concentration1, self.concentration0, value / INTERVAL)
+        arguments = [one.detach().double().cpu().numpy() for one in parts]
+        shares = torch.from_numpy(betainc(*arguments))
         return shares.to(torch.promote_types(value.dtype, self.concentration1.dtype))
 
 

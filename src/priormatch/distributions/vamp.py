@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from priormatch.checks import rows, same_shape
 from priormatch.distributions.aggregated import AggregatedPosterior
 
 
@@ -18,8 +19,13 @@ class VampPrior(nn.Module, Distribution):
     of `log_prob` reach it all the same.
 
     Args:
-        encoder: Module that maps images to diagonal Gaussian posteriors.
+        encoder: Module that maps images to Gaussian posteriors, diagonal or with full covariances.
         images: Pictures to start from, with values in [0, 1], of shape ``(components, pixels)``.
+
+    Raises:
+        FamilyError: The encoder's posteriors are not Gaussian.
+        ShapeError: The images are no matrix.
+        NonFiniteError: A pixel is infinite or not a number.
 
     Source: :cite:t:`tomczak2018`, with the logistic function in place of a hard bound, at which a
     pixel would stop learning.
@@ -33,11 +39,15 @@ class VampPrior(nn.Module, Distribution):
 
     def __init__(self, encoder: nn.Module, images: Float[Tensor, "components pixels"]) -> None:
         nn.Module.__init__(self)
+        images = rows(images, "images", keep_device=True)
         # The tuple hides the encoder from nn.Module, because its weights are the VAE's.
         self._encoder = (encoder,)
         self.logits = nn.Parameter(torch.empty_like(images))
         self.start_from(images)
-        Distribution.__init__(self, event_shape=encoder(images[:1]).event_shape)
+        Distribution.__init__(
+            self, event_shape=encoder(images[:1]).event_shape, validate_args=False
+        )
+        _ = self.mixture  # posteriors of another family are refused here, and not in training
 
     @torch.no_grad()
     def start_from(self, images: Float[Tensor, "components pixels"]) -> None:
@@ -46,6 +56,8 @@ class VampPrior(nn.Module, Distribution):
         Training images are a good start, because their posteriors lie all over the quilt. If all
         pseudo-inputs were one average image plus noise, their posteriors would first have to part.
         """
+        images = rows(images, "images", keep_device=True)
+        same_shape(self.logits, images, "the pseudo-inputs and the pictures")
         self.logits.copy_(images.clamp(0.01, 0.99).logit())
 
     @property
@@ -58,7 +70,7 @@ class VampPrior(nn.Module, Distribution):
         """The mixture under the current weights; gradients reach encoder and pseudo-inputs."""
         posteriors = self._encoder[0](self.pseudo_inputs)
         # Not validated, so that a training that diverges is recognised by its loss.
-        return AggregatedPosterior(posteriors.mean, posteriors.stddev, validate_args=False)
+        return AggregatedPosterior.from_posteriors(posteriors, validate_args=False)
 
     @property
     @torch.no_grad()

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution
 
+from priormatch.checks import check_draws, check_event, rows
 from priormatch.estimate import Estimate, average
 from priormatch.models import VAE, draw
 
@@ -67,6 +68,11 @@ def importance_bounds(
     Returns:
         Bounds and their diagnostics, each of shape ``(examples,)``, in double precision.
 
+    Raises:
+        ShapeError: The images are no matrix.
+        NonFiniteError: A pixel is infinite or not a number.
+        TooFewCodesError: There is no draw.
+
     Source: :cite:t:`burda2016`; :cite:t:`vehtari2024` for the Pareto law, as in arviz-stats.
 
     Introduced in "Why the mixture nearly matches".
@@ -96,11 +102,20 @@ def importance_bounds_by_prior(
     Returns:
         Bounds by the name of the prior.
 
+    Raises:
+        ShapeError: The images are no matrix, or a prior has other dimensions than the posteriors.
+        NonFiniteError: A pixel is infinite or not a number.
+        TooFewCodesError: There is no draw.
+
     Introduced in "Sampling the quilt".
     """
+    check_draws(draws, 1)
+    images = rows(images, "images", keep_device=True)
     blocks: dict[str, list[ImportanceBounds]] = {name: [] for name in priors}
     for some in images.split(max(1, batch // draws)):
         posterior = vae.posterior(some)
+        for name, prior in priors.items():
+            check_event(prior, posterior.event_shape[0], f"the prior {name!r}")
         log_weights: dict[str, list[Tensor]] = {name: [] for name in priors}
         for start in range(0, draws, batch):
             count = min(batch, draws - start)
@@ -147,6 +162,9 @@ def average_bounds(bounds: ImportanceBounds) -> dict[str, Estimate]:
 
     In expectation the evidence, the ELBO and the gap, in nats, are lower bounds. The reliable share
     is the share of the images whose `pareto_k` is at most 0.7.
+
+    Raises:
+        TooFewCodesError: There are fewer than two images.
     """
     return {
         "log_evidence": average(bounds.log_evidence, "lower"),

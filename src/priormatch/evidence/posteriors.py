@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from priormatch.checks import rows, vector
 from priormatch.evidence.grid import Grid
 from priormatch.evidence.quadrature import patches_with_mass
 from priormatch.models import VAE
@@ -33,10 +34,13 @@ def exact_posteriors(
         an image's greatest may be zero.
 
     Raises:
-        ValueError: The grid has another number of dimensions than the prior.
+        ShapeError: The grid has another number of dimensions than the prior, or there is not an
+            evidence for each image.
+        NonFiniteError: A pixel or an evidence is infinite or not a number.
 
     Introduced in "Why the mixture nearly matches".
     """
+    images, log_evidence = _checked(images, log_evidence)
     densities = torch.zeros(len(images), math.prod(grid.shape), dtype=torch.float64)
     for steps, examples, log_joint in patches_with_mass(vae, images, grid):
         posteriors = torch.exp(log_joint - log_evidence[examples])
@@ -68,12 +72,20 @@ def aggregated_exact_posterior(
         Density of shape ``(nodes,)``, in double precision.
 
     Raises:
-        ValueError: The grid has another number of dimensions than the prior.
+        ShapeError: The grid has another number of dimensions than the prior, or there is not an
+            evidence for each image.
+        NonFiniteError: A pixel or an evidence is infinite or not a number.
 
     Introduced in "The estimators on trial".
     """
+    images, log_evidence = _checked(images, log_evidence)
     density = torch.zeros(math.prod(grid.shape), dtype=torch.float64)
     for steps, examples, log_joint in patches_with_mass(vae, images, grid):
         posteriors = torch.exp(log_joint - log_evidence[examples])
         density[grid.positions_at(steps)] += posteriors.sum(1) / len(images)
     return density
+
+
+def _checked(images: Tensor, log_evidence: Tensor) -> tuple[Tensor, Tensor]:
+    images = rows(images, "images", keep_device=True)
+    return images, vector(log_evidence, "log_evidence", len(images), keep_device=True)

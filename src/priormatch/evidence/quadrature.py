@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Independent
 
+from priormatch.checks import ShapeError, check_event, rows, vector
 from priormatch.evidence.grid import Grid, GridError, product
 from priormatch.models import VAE, from_noise
 
@@ -113,10 +114,12 @@ def exact_inference(
         GridError: An exact posterior reaches the border of the grid, or its refinement error shows
             that it is too narrow for the spacing or the tolerance. A mode between the nodes tried
             goes unnoticed.
-        ValueError: The grid has another number of dimensions than the prior.
+        ShapeError: The grid has another number of dimensions than the prior.
+        NonFiniteError: A pixel is infinite or not a number.
 
     Introduced in "Why the mixture nearly matches".
     """
+    images = rows(images, "images", keep_device=True)
     everything = torch.arange(len(images))
     patches = _active_patches(vae, images, grid, _all_patches(grid, everything), _STRIDE)
     log_evidence, refinement_error = _integrate(vae, images, grid, patches, everything)
@@ -180,6 +183,8 @@ def exact_inference_in_the_plane(
     Raises:
         GridError: Exact posteriors lie further out than 28 prior standard deviations, or are too
             narrow.
+        ShapeError: The model has other latent dimensions than two.
+        NonFiniteError: A pixel is infinite or not a number.
 
     Introduced in "The KL term".
     """
@@ -209,8 +214,21 @@ def exact_elbo(
     Returns:
         Nats, of shape ``(examples,)``, in double precision.
 
+    Raises:
+        ShapeError: There is not a posterior of one or two dimensions for each image.
+        NonFiniteError: A pixel is infinite or not a number.
+
     Introduced in "A deeper encoder".
     """
+    images = rows(images, "images", keep_device=True)
+    if tuple(posteriors.batch_shape) != (len(images),) or tuple(posteriors.event_shape) not in (
+        (1,),
+        (2,),
+    ):
+        raise ShapeError(
+            f"{len(images)} images need as many posteriors of one or two latent dimensions, not "
+            f"batch {tuple(posteriors.batch_shape)} and event {tuple(posteriors.event_shape)}"
+        )
     latent = posteriors.event_shape[0]
     abscissas, weights = np.polynomial.hermite_e.hermegauss(_HERMITE)
     noise = product(*[torch.tensor(abscissas, dtype=images.dtype)] * latent)
@@ -239,8 +257,14 @@ def likeliest_nodes(
     Returns:
         Codes of shape ``(examples, latent)``.
 
+    Raises:
+        ShapeError: The grid has another number of dimensions than the prior.
+        NonFiniteError: A pixel is infinite or not a number.
+
     Introduced in "A deeper encoder".
     """
+    images = rows(images, "images", keep_device=True)
+    check_event(vae.prior, len(grid.shape), "the prior")
     best = torch.full((len(images),), -math.inf)
     codes = torch.empty(len(images), len(grid.shape), dtype=images.dtype)
     for nodes in grid.nodes.to(images.dtype).split(_CODES):
@@ -268,6 +292,8 @@ def kl_on_grid(density: Float[Tensor, " nodes"], prior: Distribution, grid: Grid
 
     Raises:
         GridError: The density does not integrate to one on the grid, within 0.001.
+        ShapeError: There is not a density for each node, or the prior has other dimensions.
+        NonFiniteError: A density is infinite or not a number.
 
     Introduced in "The estimators on trial".
 
@@ -277,6 +303,8 @@ def kl_on_grid(density: Float[Tensor, " nodes"], prior: Distribution, grid: Grid
     >>> round(kl_on_grid(one.log_prob(grid.nodes).exp(), prior, grid), 6)
     0.5
     """
+    check_event(prior, len(grid.shape), "the prior")
+    density = vector(density, "density", math.prod(grid.shape)).double()
     mass = density.sum().item() * grid.cell_volume
     if not abs(mass - 1) <= 1e-3:
         raise GridError(f"the density has a mass of {mass:.4f} on {grid}: widen or refine it.")
@@ -358,8 +386,7 @@ def _active_patches(
     stride: int,
 ) -> list[_ActivePatch]:
     """Return the patches with mass at every ``stride``-th node, and the images whose mass it is."""
-    if vae.prior.event_shape != (len(grid.shape),):
-        raise ValueError(f"{grid} does not fit a prior of shape {tuple(vae.prior.event_shape)}")
+    check_event(vae.prior, len(grid.shape), f"the prior, beside {grid},")
     patches = [(corner, some) for corner, some in patches if len(some)]
     # One step further than the patch, so that a mode between two patches is found from both.
     peaks = [
