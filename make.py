@@ -86,7 +86,8 @@ def is_installed(kind: str, versions: str, *sources: Path) -> bool:
 def constraints(versions: str) -> list[str | Path]:
     """Return the arguments by which pip installs the chosen versions."""
     if versions == "newest":
-        return []
+        # Without a choice, what is there and allowed stays.
+        return ["--upgrade", "--upgrade-strategy=eager"] if "VERSIONS" in os.environ else []
     if versions == "locked":
         return ["--constraint", ROOT / LOCK]
     oldest = VENV / "oldest.txt"
@@ -110,12 +111,12 @@ def has_own_index() -> bool:
 def install_torch(which: list[str | Path]) -> None:
     """Install torch for Linux without CUDA, or else leave torch to pip; say how much it is."""
     if sys.platform != "linux":
-        print(f"That is {LIGHT}.", flush=True)
+        print(f"The first time that is {LIGHT}.", flush=True)
         return
     if has_own_index():
-        print(f"That is {WITH_CUDA}, unless your index has torch without CUDA.", flush=True)
+        print(f"The first time that is {WITH_CUDA}, unless your index has less.", flush=True)
         return
-    print(f"That is {LIGHT}, with torch from {CPU_INDEX}.", flush=True)
+    print(f"The first time that is {LIGHT}, with torch from {CPU_INDEX}.", flush=True)
     lines = (ROOT / READERS).read_text(encoding="utf-8").splitlines()
     torch = [line for line in lines if line.startswith("torch")]
     # Alone, because that index has few other packages, and only some of their versions.

@@ -158,6 +158,11 @@ def test_a_choice_of_versions_holds_until_another_is_made(project, monkeypatch):
     monkeypatch.setenv("VERSIONS", "newest")
     assert make.install("reader") == 0
     assert "--constraint" not in project[-1]
+    assert "--upgrade" in project[-1]
+    monkeypatch.delenv("VERSIONS")
+    os.utime(make.ROOT / make.READERS, (4_100_000_000, 4_100_000_000))
+    assert make.install("reader") == 0
+    assert "--upgrade" not in project[-1]
 
 
 def test_the_oldest_versions_are_the_lower_bounds(project, monkeypatch):
