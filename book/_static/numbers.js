@@ -110,7 +110,8 @@
     else show(number);
   });
 
-  document.addEventListener("keydown", (event) => {
+  // Before an explorer, which keeps its keys to itself.
+  const onKey = (event) => {
     finger = false;
     if (event.key !== "Escape" || !shown) return;
     const number = shown;
@@ -120,7 +121,8 @@
     quiet = true;
     number.focus();
     quiet = false;
-  });
+  };
+  document.addEventListener("keydown", onKey, true);
 
   addEventListener("hashchange", hide);
   addEventListener("resize", hide);
