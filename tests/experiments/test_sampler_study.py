@@ -63,6 +63,7 @@ def test_a_model_with_a_vamp_prior_has_its_prior_as_its_sampler(small_world, tmp
     assert table["elbo_error"][0] > 0
 
 
+@pytest.mark.slow
 def test_the_first_sampler_is_not_charged_for_loading_the_classifier(
     small_world, tmp_path, monkeypatch
 ):

@@ -270,6 +270,7 @@ def full_mnist():
         pytest.skip("the study is made on the full MNIST: set PRIORMATCH_DATA to its folder")
 
 
+@pytest.mark.slow
 def test_a_training_from_scratch_begins_as_the_stored_one(full_mnist):
     """On the processor of the stored one to the bit; by so much at most do other processors differ.
 

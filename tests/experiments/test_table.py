@@ -314,7 +314,7 @@ data.load_mnist = study.load_mnist = lambda part: digits
 store.source = lambda: Source.FULL
 study.EQUAL_EPOCHS = 1
 audit.fit_best = only_a_gaussian
-tiny = Recipe(latent_dimension=3, encoder_width=8, decoder_width=8, epochs=250)
+tiny = Recipe(latent_dimension=3, encoder_width=8, decoder_width=8, epochs=100)
 if __name__ == "__main__":
     folder = Path(sys.argv[2])
     table = Table(

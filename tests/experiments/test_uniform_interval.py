@@ -45,6 +45,7 @@ def small_world(monkeypatch, tmp_path):
         yield tmp_path
 
 
+@pytest.mark.slow
 def test_the_table_has_a_line_for_each_training_and_its_mismatch_at_equal_epochs(small_world):
     table = replace(uniform_interval.TABLE, file=small_world / "interval.jsonl")
     with ThreadPoolExecutor(1) as executor:

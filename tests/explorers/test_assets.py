@@ -8,6 +8,7 @@ from priormatch.explorers.assets import Thinness
 from priormatch.mismatch import hole_share
 
 
+@pytest.mark.slow
 def test_the_grid_is_the_density_of_the_mixture():
     axis, quilt = assets.axis(), assets.quilt()
     places = torch.randint(len(axis), (40, 2), generator=torch.Generator().manual_seed(0))
