@@ -228,7 +228,7 @@ def test_the_best_of_all_candidates_is_chosen(monkeypatch):
     codes, validation_codes = drawn(corner(2), 2_000), drawn(corner(2), 1_000, seed=1)
     best = fit_best(codes, validation_codes, 0)
     assert isinstance(best, Fitted)
-    names = ["Gaussian", "mixture of 10", "mixture of 200", "flow"]
+    names = ["Gaussian", *(f"mixture of {size}" for size in (10, 50, 100, 200)), "flow"]
     assert list(best.validation_log_density) == names
     assert best.name == "mixture of 10"
     assert best.validation_log_density[best.name] == max(best.validation_log_density.values())

@@ -1,6 +1,7 @@
 """How well does the aggregated posterior of a variational autoencoder match N(0, I)?"""
 
 from priormatch.audit import Summary, summary
+from priormatch.checks import positions_as_rows
 from priormatch.densities import fit_best
 from priormatch.distributions import AggregatedPosterior, StretchedBeta, VampPrior
 from priormatch.estimate import Estimate
@@ -24,6 +25,7 @@ __all__ = [
     "in_sample_kl",
     "moment_bound",
     "nearest_patch",
+    "positions_as_rows",
     "standard_normal",
     "summary",
 ]

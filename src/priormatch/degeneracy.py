@@ -16,8 +16,14 @@ class DegenerateCodesError(ValueError):
     """The codes have no density: they have atoms, or lie in fewer dimensions than they have."""
 
 
-def correlation_factor(codes: Float[Tensor, "draws latent"]) -> tuple[Tensor, Tensor]:
+def correlation_factor(
+    codes: Float[Tensor, "draws latent"], smallest: float = 1e-6
+) -> tuple[Float[Tensor, " latent"], Float[Tensor, "latent latent"]]:
     """Return the scales of codes and the Cholesky factor of their correlations.
+
+    Args:
+        codes: Codes that `rows` in `priormatch.checks` has returned, two or more.
+        smallest: Least scale of a direction, relative to that of the widest.
 
     Raises:
         DegenerateCodesError: The codes lie in fewer dimensions than they have.
@@ -33,11 +39,11 @@ def correlation_factor(codes: Float[Tensor, "draws latent"]) -> tuple[Tensor, Te
         )
     standard = (double - double.mean(0)) / scales
     correlations = (standard.T @ standard / (len(codes) - 1)).reshape(len(scales), len(scales))
-    rank = int(torch.linalg.matrix_rank(correlations, hermitian=True, rtol=1e-6))
+    rank = int(torch.linalg.matrix_rank(correlations, hermitian=True, rtol=smallest**2))
     if rank < len(scales):
         raise DegenerateCodesError(
-            f"the codes of {len(scales)} dimensions lie in {rank} of them, and their KL from "
-            "N(0, I) is infinite"
+            f"the codes of {len(scales)} dimensions lie in {rank} of them, to within {smallest:g} "
+            "of their scale: such codes have no density that can be measured"
         )
     return scales, torch.linalg.cholesky(correlations)
 
@@ -52,7 +58,7 @@ def atoms(codes: Float[Tensor, "draws latent"]) -> str:
     times as many as the number format alone would make.
 
     Args:
-        codes: Codes that `rows` has checked.
+        codes: Codes that `rows` in `priormatch.checks` has returned.
 
     Returns:
         A sentence for an error or a note, or an empty string.

@@ -208,7 +208,7 @@ def precision_and_recall(
     Introduced in "Sampling the quilt".
     """
     drawn = rows(drawn, "drawn", fewest=neighbours + 1)
-    real = rows(real, "real", drawn.shape[1], neighbours + 1)
+    real = rows(real, "real", drawn.shape[1], neighbours + 1).to(drawn)
     return PrecisionRecall(
         average(_is_covered(drawn, real, neighbours)), average(_is_covered(real, drawn, neighbours))
     )
