@@ -20,7 +20,7 @@ LAYERS = (
     {"training"},
     {
         *("mismatch", "densities", "evidence", "inference_gap", "samplers", "sample_quality"),
-        *("line", "plotting", "reporting", "two_sample"),
+        *("line", "plotting", "reporting", "two_sample", "goodness_of_fit"),
     },
     {"audit"},
     {"experiments"},

@@ -54,6 +54,13 @@ def test_bounds_of_a_stretched_prior_enclose_its_divergence(stretched):
     assert stretched["squared_mmd"].value > 5 * stretched["squared_mmd"].standard_error
 
 
+def test_a_stretched_prior_is_rejected_but_for_its_shape(stretched):
+    assert stretched["slices_p_value"] < 0.001
+    assert stretched["ranks_p_value"] < 0.001
+    assert stretched["shape_p_value"] > 0.001
+    assert (stretched["active_units"], stretched["matched_units"]) == (2, 0)
+
+
 def vars_of(estimate):
     return estimate.value, estimate.standard_error
 
@@ -99,5 +106,7 @@ def test_posteriors_that_say_nothing_match():
 
     found = priormatch.summary(*silent(500), *silent(500), draws=500)
     assert (found["active_units"], found["density"]) == (0, "N(0, I)")
+    assert found["matched_units"] == 0
+    assert min(found[f"{name}_p_value"] for name in ("slices", "ranks", "shape")) > 0.001
     assert found["density_bound"].value == 0
     assert abs(found["classifier_auc"].value - 0.5) < 5 * found["classifier_auc"].standard_error

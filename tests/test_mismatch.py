@@ -24,6 +24,7 @@ from priormatch.mismatch import (
     held_out_kl,
     hole_share,
     in_sample_kl,
+    matched_dimensions,
     mean_rate,
     mean_square_per_dimension,
     moment_bound,
@@ -393,7 +394,8 @@ def test_dimensions_are_told_apart():
     mean = torch.tensor([0.0, 0.5, 1.0])
     train = encoded(MultivariateNormal(mean, (1 - SCALE**2) * torch.eye(3)), 20_000)
     codes = mean + torch.randn(5_000, 3, generator=torch.Generator().manual_seed(1))
-    total, each = dimension_wise_kl(train, codes)
+    total, each = alone = dimension_wise_kl(train, codes)
+    assert matched_dimensions(train, alone) == [0]
     for one, truth in zip(each, (0.0, 0.125, 0.5), strict=True):
         assert_agrees(one.value, one.standard_error + 1e-4, truth)
         assert one.bound == "lower"

@@ -258,3 +258,13 @@ def test_posteriors_beyond_the_limit_are_a_random_choice():
     other = squared_mmd(whole, torch.Generator().manual_seed(2), posteriors=300)
     assert some.value != other.value
     assert some.value == pytest.approx(other.value, abs=6 * some.standard_error)
+
+
+def test_the_discrepancy_of_a_match_lies_in_its_null_band_and_that_of_a_stretch_does_not():
+    found = [
+        squared_mmd(of_gaussian(2, 1.0, 0.0, 150, seed), torch.Generator().manual_seed(seed))
+        for seed in range(200)
+    ]
+    assert_honest(inside(found), repetitions=200)
+    wide = squared_mmd(of_gaussian(2, 1.5, 0.0, 1_000, 0), generator)
+    assert wide.value > wide.high

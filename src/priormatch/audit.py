@@ -16,6 +16,7 @@ from priormatch.degeneracy import DegenerateCodesError
 from priormatch.densities import NoDensityError, fit_best
 from priormatch.distributions import AggregatedPosterior, PaddedDensity
 from priormatch.estimate import Estimate, TooFewCodesError, average
+from priormatch.goodness_of_fit import henze_zirkler, rank_uniformity, sliced_epps_pulley
 from priormatch.mismatch import (
     active_dimensions,
     active_units,
@@ -23,6 +24,7 @@ from priormatch.mismatch import (
     held_out_kl,
     hole_share,
     in_sample_kl,
+    matched_dimensions,
     mean_square_per_dimension,
     moment_bound,
     nearest_patch,
@@ -41,6 +43,7 @@ _MEANINGS = {
     "rate": "average KL of a training posterior from N(0, I), nats",
     "log_examples": "ln N: the information of a code on its example cannot exceed it",
     "active_units": "latent dimensions whose mean varies with the example",
+    "matched_units": "those of them within 0.01 nats of N(0, 1), each seen alone",
     "in_sample_kl": "mismatch by the mixture of training posteriors at its own draws, nats",
     "held_out_kl": "mismatch by that mixture at held-out codes, nats",
     "moment_bound": "mismatch of mean and covariance alone, nats",
@@ -61,6 +64,9 @@ _MEANINGS = {
     "mean_square_radius": "mean of |z|²; a match has the number of latent dimensions",
     "radius_distance": "Kolmogorov distance of |z|² from chi-square",
     "sliced_wasserstein": "Wasserstein distance of projections from N(0, 1)",
+    "slices_p_value": "Epps-Pulley test of projections (SIGReg); a match has a large p-value",
+    "ranks_p_value": "Kolmogorov test of single dimensions; a match has a large p-value",
+    "shape_p_value": "Henze-Zirkler test; any Gaussian, matching or not, has a large p-value",
 }
 
 
@@ -229,6 +235,7 @@ def summary_of(
         "rate": average(rates(train)),
         "log_examples": math.log(train.components),
         "active_units": active_units(train),
+        "matched_units": len(matched_dimensions(train, alone)),
         "in_sample_kl": in_sample_kl(train, prior, draws, generator),
         "held_out_kl": held_out_kl(train, unseen, prior),
         "held_out_kl_validation": _measured(lambda: held_out_kl(train, choosing, prior)),
@@ -251,6 +258,14 @@ def _measured(measure: Callable[[], Estimate]) -> Estimate:
         return measure()
     except (TooFewCodesError, DegenerateCodesError, NoDensityError) as error:
         return Estimate(math.nan, math.nan, note=str(error))
+
+
+def _p_value(test: Callable[[], float]) -> float:
+    """Return the p-value of a test, or NaN where there are too few codes for it."""
+    try:
+        return test()
+    except (TooFewCodesError, DegenerateCodesError):
+        return math.nan
 
 
 def _by_density(
@@ -318,4 +333,7 @@ def _on_active(
         "squared_mmd": squared_mmd(train, generator).estimate,
         "radius_distance": radius(codes).distance.estimate,
         "sliced_wasserstein": sliced_wasserstein(codes, generator).estimate,
+        "slices_p_value": _p_value(lambda: sliced_epps_pulley(codes, generator).p_value),
+        "ranks_p_value": rank_uniformity(codes).p_value,
+        "shape_p_value": _p_value(lambda: henze_zirkler(codes, generator).p_value),
     }

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal, kl_divergence
 
 from priormatch.checks import (
+    ShapeError,
     check_draws,
     check_event,
     log_density,
@@ -401,6 +402,35 @@ def dimension_wise_kl(
     return DimensionWise(
         _lower_bound(gains.sum(1), note), tuple(average(gain, "lower") for gain in gains.T)
     )
+
+
+def matched_dimensions(
+    aggregated: AggregatedPosterior, alone: DimensionWise, threshold: float = 0.01
+) -> list[int]:
+    r"""Return the active latent dimensions that nearly follow N(0, 1), each seen alone.
+
+    .. math:: \{j \text{ active} : \mathrm{KL}(q_j \| \mathcal N(0, 1)) < 0.01\}
+
+    Silent dimensions match as well, and for nothing; they are not counted. A density that only
+    matches in each dimension need not match as a whole.
+
+    Args:
+        aggregated: Mixture over the training examples, which tells the active dimensions.
+        alone: What `dimension_wise_kl` has returned for it.
+        threshold: Nats below which a dimension counts.
+
+    Raises:
+        ShapeError: The measures are not those of as many dimensions.
+
+    Introduced in "The estimators on trial".
+
+    >>> pair = AggregatedPosterior(torch.tensor([[0.8, 9.0], [-0.8, 1.0]]), torch.full((2, 2), 0.6))
+    >>> matched_dimensions(pair, dimension_wise_kl(pair, torch.tensor([[0.0, 9.0], [0.0, 1.0]])))
+    [0]
+    """
+    if len(alone.per_dimension) != aggregated.event_shape[0]:
+        raise ShapeError(f"{len(alone.per_dimension)} measures do not fit the mixture")
+    return [j for j in active_dimensions(aggregated) if alone.per_dimension[j].value < threshold]
 
 
 def total_correlation(
