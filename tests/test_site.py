@@ -595,7 +595,9 @@ def test_a_dead_link_of_the_site_is_found(tmp_path):
     (tmp_path / "a.png").touch()
     (tmp_path / "style.css").write_text("a {b: url(a.png)} /* url(d.png) */ c {d: url('c.png')}")
     (tmp_path / "index.html").write_text('<a href="book/page.html#here">a</a><a href=".">b</a>')
-    (tmp_path / "404.html").write_text('<a href="/latent-quilt/a.png">a</a><a href="/b.png">b</a>')
+    (tmp_path / "404.html").write_text(
+        f'<a href="{static_host.PREFIX}a.png">a</a><a href="/b.png">b</a>'
+    )
     (tmp_path / "book" / "page.html").write_text(
         '<p id="here"><a href="#here">a</a><a href="#there">b</a><a href="../index.html?q=1">c</a>'
         '<a href="no.html">d</a><a href="../index.html#here">e</a><a href="../../x.html">f</a>'
