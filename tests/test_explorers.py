@@ -28,6 +28,7 @@ pytestmark = pytest.mark.book
 MAKERS: dict[str, Callable[..., Explorer]] = {
     "kl": explorers.kl,
     "latent": explorers.latent,
+    "squeeze": explorers.squeeze,
     "draw": explorers.draw,
     "interval": explorers.interval,
     "training": explorers.training,
@@ -292,6 +293,80 @@ def test_kl_follows_the_pull_to_the_prior(visit):
 
 
 # The latent explorer
+
+
+# Squeeze the posterior of a digit
+
+
+def prices(digit: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the distortion and the KL at each scale of the grid."""
+    squeezed, scales = assets.squeezed(), assets.squeezed_scales()
+    square = squeezed.means[digit].double().square().sum()
+    return squeezed.distortion[digit].double(), 0.5 * square + scales**2 - 1 - 2 * scales.log()
+
+
+@pytest.fixture
+def squeeze_desk(visit) -> tuple[Desk, Callable[..., float]]:
+    desk = visit("squeeze", has_touch=True)
+
+    def agree(digit: int = 7) -> float:
+        step = int(desk.explorer.get_by_label("squeeze σ").input_value())
+        distortion, kl = prices(digit)
+        total = (distortion + kl)[:41]
+        wanted = {
+            "reconstruction": distortion[step],
+            "kl": kl[step],
+            "sum": total[step],
+            "above": total[step] - total.min(),
+        }
+        for name, value in wanted.items():
+            assert agrees(desk.value(name)[0], value.item(), 1), name
+        advice = desk.explorer.locator(".explorer-advice").inner_text()
+        saved, cost = distortion[step] - distortion[step + 6], kl[step + 6] - kl[step]
+        assert agrees(numbers(advice)[0], abs(saved.item()), 1)
+        assert agrees(numbers(advice)[1], cost.item(), 1)
+        assert ("not worth it" in advice) == (saved.item() < cost.item())
+        truth = explorers.squeeze(digit=digit, sigma=assets.squeezed_scales()[step].item())
+        for i, picture in enumerate(truth.pictures):
+            shown = desk.ink(f"What the decoder makes of draw {i + 1}")
+            assert np.abs(shown - picture.numpy()).max() < 0.003
+        return truth.sigma
+
+    desk.explorer.hover()
+    desk.tab.wait_for_function("!document.querySelector('.explorer-status').textContent")
+    return desk, agree
+
+
+def test_squeeze_by_slider_pointer_and_finger(squeeze_desk):
+    desk, agree = squeeze_desk
+    assert agree() == 1
+    squeeze = desk.explorer.get_by_label("squeeze σ")
+    squeeze.focus()
+    for _ in range(20):
+        desk.tab.keyboard.press("ArrowRight")
+    assert agree() == pytest.approx(0.1)
+    assert squeeze.get_attribute("aria-valuetext") == "0.100"
+    chart = desk.explorer.get_by_role("img", name="Both prices")
+    desk.tab.mouse.move(*places(chart, (0.9, 0.5))[0])
+    assert agree() == pytest.approx(0.1), "the mouse moves it only while it drags"
+    desk.tab.mouse.down()
+    assert agree() < 0.03
+    desk.tab.mouse.up()
+    desk.finger(*places(chart, (0.9, 0.5), (0.5, 0.5), (0.3, 0.5)))
+    assert 0.2 < agree() < 0.6
+
+
+def test_squeeze_another_digit_to_its_least_sum(squeeze_desk):
+    desk, agree = squeeze_desk
+    desk.explorer.get_by_role("radio", name="a 3").click()
+    assert agree(digit=3) == 1
+    desk.explorer.get_by_role("button", name="least sum").click()
+    agree(digit=3)
+    assert desk.value("above") == [0.0]
+    desk.tab.wait_for_function(
+        "/X is a 3. At σ = 0.0.*Half this σ/"
+        ".test(document.querySelector('[aria-live=polite]').textContent)"
+    )
 
 
 @pytest.fixture

@@ -36,3 +36,20 @@ def test_differences_add_up_again():
     values = assets.hundredths(assets.field().log_ratio)
     sums = assets.differences(values).cumsum(0).cumsum(1)
     torch.testing.assert_close(sums.to(torch.int16), values)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_price_of_a_squeezed_posterior_is_its_mean_distortion():
+    images = assets.some_digits().images[:10]
+    squeezed, scales = assets.squeezed(), assets.squeezed_scales()
+    noise = torch.randn((400, 1, 2), generator=torch.Generator().manual_seed(8))
+    for step in (0, 20, 40):
+        codes = squeezed.means + scales[step].float() * noise
+        distortion = -assets.vae().likelihood(codes).log_prob(images)
+        error = distortion.std(0) / math.sqrt(len(distortion))
+        shown = squeezed.distortion[:, step]
+        # Those that are shown are evenly spread, and closer to the truth than these draws.
+        assert ((shown - distortion.mean(0)).abs() < 4 * error + 0.01).all()
+    assert scales[[0, 20, 40]].tolist() == pytest.approx([1, 0.1, 0.01])
+    assert scales[46].item() == pytest.approx(scales[40].item() / 2, rel=0.003)

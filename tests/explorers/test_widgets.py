@@ -6,11 +6,13 @@ import re
 import pytest
 import torch
 from bs4 import BeautifulSoup
+from torch.distributions import Independent, Normal, kl_divergence
 from traitlets import TraitError
 
 from priormatch import explorers
 from priormatch.explorers import assets, slices
 from priormatch.explorers.base import Explorer, bundle
+from priormatch.models import encode
 
 each_explorer = pytest.mark.parametrize("name", explorers.__all__)
 
@@ -48,6 +50,20 @@ def test_z_moves_on_the_grid():
     assert latent.z == (0.12, -4.0)
     with pytest.raises(TraitError):
         latent.z = (5.0, 0.0)
+
+
+def test_sigma_moves_on_the_grid_and_gives_the_kl():
+    squeeze = explorer("squeeze")
+    squeeze.digit, squeeze.sigma = 3, 0.11
+    assert squeeze.sigma == pytest.approx(10**-0.95)
+    mean, _ = encode(assets.vae(), assets.some_digits().images[3:4])
+    posterior = Independent(Normal(mean, squeeze.sigma * torch.ones(1, 2)), 1)
+    assert squeeze.kl == pytest.approx(
+        kl_divergence(posterior, assets.vae().prior).item(), abs=1e-4
+    )
+    assert squeeze.distortion == assets.squeezed().distortion[3, 19]
+    with pytest.raises(TraitError):
+        squeeze.sigma = 0.0
 
 
 def test_pixels_follow_the_digit_and_give_its_posterior():

@@ -9,13 +9,15 @@ from priormatch.explorers.draw_explorer import DrawExplorer
 from priormatch.explorers.interval_explorer import IntervalExplorer
 from priormatch.explorers.kl_explorer import KLExplorer
 from priormatch.explorers.latent_explorer import LatentExplorer
+from priormatch.explorers.squeeze_explorer import SqueezeExplorer
 from priormatch.explorers.training_explorer import TrainingExplorer
 
 kl = KLExplorer
+squeeze = SqueezeExplorer
 latent = LatentExplorer
 draw = DrawExplorer
 interval = IntervalExplorer
 training = TrainingExplorer
 dimensions = DimensionsExplorer
 
-__all__ = ["dimensions", "draw", "interval", "kl", "latent", "training"]
+__all__ = ["dimensions", "draw", "interval", "kl", "latent", "squeeze", "training"]

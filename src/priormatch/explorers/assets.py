@@ -180,6 +180,58 @@ def packed_digits() -> dict[str, Tensor]:
     return {"images": images.to(torch.uint8), "labels": labels.to(torch.uint8)}
 
 
+SQUEEZE_STEPS: Final = 20
+"""Steps in which the scale of a squeezed posterior falls to a tenth; six of them halve it."""
+
+
+class Squeezed(NamedTuple):
+    """Posteriors of the first test image of each digit, with scales other than the encoder's.
+
+    Attributes:
+        means: The encoder's means.
+        scales: The encoder's scales.
+        distortion: Mean of -ln P(X|z) in nats over 128 draws, at each of `squeezed_scales`.
+        noise: Six standard normal draws, those that are shown.
+    """
+
+    means: Float[Tensor, "digits 2"]
+    scales: Float[Tensor, "digits 2"]
+    distortion: Float[Tensor, "digits scales"]
+    noise: Float[Tensor, "draws 2"]
+
+
+def squeezed_scales() -> Float[Tensor, " scales"]:
+    """Return the scales from 1 to 0.01, and on to the half of that, in double precision."""
+    steps = torch.arange(2 * SQUEEZE_STEPS + 7, dtype=torch.float64)
+    return 10 ** (-steps / SQUEEZE_STEPS)
+
+
+@functools.cache
+@torch.no_grad()
+def squeezed() -> Squeezed:
+    """Return the squeezed posteriors of ten digits and what their reconstructions cost."""
+    images = some_digits().images[:10]
+    means, scales = encode(vae(), images)
+    even = torch.quasirandom.SobolEngine(2, scramble=True, seed=0).draw(128)
+    noise = torch.special.ndtri(even.clamp(1e-6, 1 - 1e-6))
+    distortion = [
+        -vae().likelihood(means + scale * noise[:, None]).log_prob(images).mean(0)
+        for scale in squeezed_scales().float()
+    ]
+    shown = torch.randn((6, 2), generator=torch.Generator().manual_seed(4))
+    return Squeezed(means, scales, torch.stack(distortion, dim=1), shown)
+
+
+def packed_squeezed() -> dict[str, Tensor]:
+    """Return the squeezed posteriors and their test images, as a page reads them."""
+    images, labels = some_digits()
+    return {
+        **squeezed()._asdict(),
+        "images": images[:10].to(torch.uint8),
+        "labels": labels[:10].to(torch.uint8),
+    }
+
+
 INTERVAL_STEP: Final = 0.01
 """Step of z along the interval (0, 10), whose ends z does not reach."""
 
@@ -232,6 +284,7 @@ FILES: Final[dict[str, Callable[[], dict[str, Tensor]]]] = {
     "question-field": packed_field,
     "question-codes": packed_codes,
     "test-digits": packed_digits,
+    "squeezed-posteriors": packed_squeezed,
     "question-history": history.load,
     "interval-decoder": lambda: packed_weights(vae("interval").decoder),
     "interval-codes": packed_interval,

@@ -88,6 +88,36 @@ def quilt(
 def interval(
     density: Float[Tensor, "digits nodes"], z: float, picture: Float[Tensor, " pixels"]
 ) -> bytes:
+def squeeze(
+    scales: Float[Tensor, " scales"],
+    kl: Float[Tensor, " scales"],
+    distortion: Float[Tensor, " scales"],
+    pictures: Float[Tensor, "columns draws pixels"],
+) -> bytes:
+    """Draw both prices over the scale, and pictures of draws at evenly spaced scales above them."""
+    with plt.rc_context():
+        plotting.use_style()
+        figure, prices = plt.subplots(figsize=(6.4, 4.4))
+        across = -scales.log10()
+        prices.stackplot(across, kl, distortion, colors=[POSTERIOR, "0.8"])
+        prices.set(xlabel="scale σ of the posterior", ylabel="nats", xlim=(0, 2))
+        top = prices.get_ylim()[1]
+        prices.set(ylim=(0, 2.4 * top), yticks=[0, 100, 200])
+        prices.text(0.1, 0.15 * top, "reconstruction", color="0.25")
+        line = {"arrowstyle": "-", "color": POSTERIOR}
+        end = (1.9, kl[-1].item() / 2)
+        prices.annotate("KL", end, (1.75, 0.15 * top), color=POSTERIOR, arrowprops=line)
+        ticks = [1, 0.3, 0.1, 0.03, 0.01]
+        prices.set_xticks([-math.log10(tick) for tick in ticks], list(map(str, ticks)))
+        # Each column of pictures stands over its scale, those at the ends a little inside.
+        columns = len(pictures)
+        for column, draws in enumerate(pictures):
+            left = min(max(column / (columns - 1) - 0.08, 0), 0.84)
+            digits = prices.inset_axes((left, 0.46, 0.16, 0.54))
+            plotting.images_in_grid(digits, draws, columns=1)
+        return png(figure)
+
+
     """Draw the density of each digit along the interval, and the decoder's picture at z."""
     with plt.rc_context():
         plotting.use_style()
