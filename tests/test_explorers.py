@@ -1,5 +1,6 @@
 """The explorers in a real browser: their pages, and every control of theirs."""
 
+import base64
 import functools
 import math
 import re
@@ -18,7 +19,7 @@ from playwright.sync_api import Browser, Locator, Page, Route
 from priormatch import explorers
 from priormatch.distributions import StretchedBeta
 from priormatch.estimate import decimals
-from priormatch.explorers import assets, history, slices
+from priormatch.explorers import assets, history, patches, slices
 from priormatch.explorers.base import Explorer
 from priormatch.explorers.draw_explorer import as_text
 from priormatch.plotting import DIGITS
@@ -27,10 +28,12 @@ pytestmark = pytest.mark.book
 
 MAKERS: dict[str, Callable[..., Explorer]] = {
     "kl": explorers.kl,
-    "latent": explorers.latent,
     "squeeze": explorers.squeeze,
+    "latent": explorers.latent,
     "draw": explorers.draw,
     "interval": explorers.interval,
+    "bend": explorers.bend,
+    "stretch": explorers.stretch,
     "training": explorers.training,
     "dimensions": explorers.dimensions,
 }
@@ -292,9 +295,6 @@ def test_kl_follows_the_pull_to_the_prior(visit):
     )
 
 
-# The latent explorer
-
-
 # Squeeze the posterior of a digit
 
 
@@ -367,6 +367,9 @@ def test_squeeze_another_digit_to_its_least_sum(squeeze_desk):
         "/X is a 3. At σ = 0.0.*Half this σ/"
         ".test(document.querySelector('[aria-live=polite]').textContent)"
     )
+
+
+# The latent explorer
 
 
 @pytest.fixture
@@ -734,3 +737,56 @@ def test_dimensions_in_a_notebook_start_from_what_came_with_the_widget(visit):
     shown = tab.locator(".explorer-live").last.locator("[data-value=rate_0]")
     tab.wait_for_timeout(300)
     assert shown.inner_text() == f"{truth.training.rates[1]} nats"
+
+
+# Three patches on a line
+
+TRIO = """canvases => canvases.map(c => [...c.getContext("2d").getImageData(0, 0, 28, 28).data]
+  .filter((_, i) => i % 4 == 3).map(a => a / 255))"""
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [("bend", ("bend", {"amount": 0.3})), ("stretch", ("stretch", {"factor": 1.3}))],
+)
+def test_patches_by_slider(name, keys, visit):
+    desk, truth = visit(name, has_touch=True), MAKERS[name]()
+    label, moved = keys
+    images = np.stack([np.frombuffer(base64.b64decode(p), np.uint8) for p in patches.pictures()])
+
+    def agree() -> np.ndarray:
+        for cost, value in truth.costs._asdict().items():
+            assert agrees(desk.value(cost)[0], value, 2), cost
+        return np.array(desk.explorer.locator("canvas").evaluate_all(TRIO)) - images / 255
+
+    assert np.abs(agree()).max() < 0.1, "each code is in the middle of its patch"
+    desk.explorer.get_by_label(label, exact=True).focus()
+    for _ in range(30):
+        desk.tab.keyboard.press("ArrowRight")
+    for trait, value in moved.items():
+        setattr(truth, trait, value)
+    assert np.abs(agree()).max() < 0.1, "and its picture stands still"
+    if name == "bend":
+        scroll = desk.tab.evaluate("scrollY")
+        slider = desk.explorer.get_by_label(label, exact=True)
+        desk.finger(*places(slider, (0.3, 0.5), (0.6, 0.5), (0.999, 0.5)))
+        assert desk.tab.evaluate("scrollY") == scroll
+        truth.amount = 1.0
+        assert np.abs(agree()).max() < 0.1
+        assert desk.value("mismatch") == [0.0]
+        desk.explorer.get_by_role("checkbox").click()
+        truth.lens = False
+        assert np.abs(agree()).max() > 0.3, "without the lens pictures change"
+        desk.tab.wait_for_function(
+            "/Bent by 100 %.* The pictures have changed/"
+            ".test(document.querySelector('[aria-live=polite]').textContent)"
+        )
+    else:
+        best = patches.quilt().stddev.reciprocal().item()
+        truth.factor, truth.shift = round(best, 2), round(-best * patches.quilt().mean.item(), 2)
+        for each in ("factor", "shift"):
+            slider = desk.explorer.get_by_label({"factor": "stretch"}.get(each, each), exact=True)
+            slider.fill(str(getattr(truth, each)))
+        agree()
+        assert abs(desk.value("mean")[0]) < 0.02
+        assert abs(desk.value("square")[0] - 1) < 0.02

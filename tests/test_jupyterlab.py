@@ -107,8 +107,8 @@ WAYS = """node => {
 }"""
 NAME = "node => node.cloneNode().outerHTML + node.parentElement.innerText.slice(0, 40)"
 
-GIVEN = {"offers"}
-"""Traits that say what there is to choose from."""
+GIVEN = {"offers", "line"}
+"""Traits that say what there is to choose from, or what is shown."""
 
 # The indicator in the toolbar says "idle" also before there is a kernel; a cell that is run then is
 # left out without a word.

@@ -4,12 +4,14 @@ In a notebook an explorer is an ipywidget, whose traits can be read and set: ``e
 static page it is a still picture with a caption, which `start.js` makes interactive in a browser.
 """
 
+from priormatch.explorers.bend_explorer import BendExplorer
 from priormatch.explorers.dimensions_explorer import DimensionsExplorer
 from priormatch.explorers.draw_explorer import DrawExplorer
 from priormatch.explorers.interval_explorer import IntervalExplorer
 from priormatch.explorers.kl_explorer import KLExplorer
 from priormatch.explorers.latent_explorer import LatentExplorer
 from priormatch.explorers.squeeze_explorer import SqueezeExplorer
+from priormatch.explorers.stretch_explorer import StretchExplorer
 from priormatch.explorers.training_explorer import TrainingExplorer
 
 kl = KLExplorer
@@ -17,7 +19,19 @@ squeeze = SqueezeExplorer
 latent = LatentExplorer
 draw = DrawExplorer
 interval = IntervalExplorer
+bend = BendExplorer
+stretch = StretchExplorer
 training = TrainingExplorer
 dimensions = DimensionsExplorer
 
-__all__ = ["dimensions", "draw", "interval", "kl", "latent", "squeeze", "training"]
+__all__ = [
+    "bend",
+    "dimensions",
+    "draw",
+    "interval",
+    "kl",
+    "latent",
+    "squeeze",
+    "stretch",
+    "training",
+]

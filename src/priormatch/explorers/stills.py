@@ -1,5 +1,6 @@
 """Still pictures of the explorers, which a page shows before, or without, JavaScript."""
 
+import base64
 import io
 import math
 from typing import Any
@@ -15,6 +16,8 @@ from torch.distributions import Normal
 from priormatch import plotting
 from priormatch.divergences import kl_from_prior_per_dimension
 from priormatch.estimate import Estimate
+from priormatch.explorers import patches
+from priormatch.explorers.patches import Change
 from priormatch.plotting import POSTERIOR
 
 
@@ -85,9 +88,6 @@ def quilt(
         return png(figure)
 
 
-def interval(
-    density: Float[Tensor, "digits nodes"], z: float, picture: Float[Tensor, " pixels"]
-) -> bytes:
 def squeeze(
     scales: Float[Tensor, " scales"],
     kl: Float[Tensor, " scales"],
@@ -118,6 +118,9 @@ def squeeze(
         return png(figure)
 
 
+def interval(
+    density: Float[Tensor, "digits nodes"], z: float, picture: Float[Tensor, " pixels"]
+) -> bytes:
     """Draw the density of each digit along the interval, and the decoder's picture at z."""
     with plt.rc_context():
         plotting.use_style()
@@ -162,4 +165,29 @@ def dimensions(
             plotting.prior_circles(plotting.latent_plane(ax))
             ax.set_title(f"d = {latent}: {bounds[latent]} nats", fontsize="small")
             ax.label_outer()
+        return png(figure)
+
+
+def changes(shown: dict[str, Change]) -> bytes:
+    """Draw the three patches of a line under several changes of it, pictures and costs below."""
+    with plt.rc_context():
+        plotting.use_style()
+        figure, axes = plt.subplots(
+            3, len(shown), figsize=(6.4, 2.9), height_ratios=[4, 2, 2], sharex="row", sharey="row"
+        )
+        x, z = torch.linspace(-4.5, 4.5, 301), patches.nodes()
+        images = torch.stack([torch.tensor(list(base64.b64decode(p))) for p in patches.pictures()])
+        colours = {"mismatch": plotting.AGGREGATED, "information": POSTERIOR}
+        for (name, change), (line, digits, bars) in zip(shown.items(), axes.T, strict=True):
+            parts = patches.quilt().component_distribution.log_prob(z[:, None]).exp() / 3
+            line.plot(x, Normal(0.0, 1.0).log_prob(x).exp(), "--", color=plotting.PRIOR)
+            line.plot(change.carried, parts / change.slope[:, None], color=POSTERIOR, linewidth=1)
+            line.plot(change.carried, parts.sum(1) / change.slope, color=plotting.AGGREGATED)
+            line.set(title=name, xlim=(-4.5, 4.5), yticks=[])
+            plotting.images_in_grid(digits, images / 255, columns=3)
+            costs = patches.costs(change)._asdict()
+            names = [*costs][::-1]
+            colour = [colours.get(each, "0.6") for each in names]
+            bars.barh(names, [costs[each] for each in names], color=colour)
+            bars.set_xlabel("nats")
         return png(figure)
