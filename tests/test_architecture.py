@@ -13,7 +13,7 @@ SRC = Path(priormatch.__file__).parent
 LAYERS = (
     {"estimate", "data"},
     {"checks"},
-    {"divergences", "degeneracy"},
+    {"divergences", "degeneracy", "expectation_maximisation"},
     {"distributions"},
     {"models"},
     {"objectives", "schedules"},

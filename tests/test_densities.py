@@ -1,9 +1,11 @@
 import math
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from agreement import assert_agrees, assert_at_least, assert_at_most
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from small_world import assert_draws_follow, corner, drawn, plane
 from torch.distributions import (
@@ -32,6 +34,7 @@ from priormatch.densities import (
 from priormatch.distributions import AggregatedPosterior, PaddedDensity
 from priormatch.divergences import kl_between_gaussians
 from priormatch.estimate import average
+from priormatch.expectation_maximisation import Components, maximise_expectation
 from priormatch.mismatch import held_out_kl
 from priormatch.models import standard_normal
 
@@ -169,6 +172,27 @@ def test_a_flow_sees_dependence_in_many_dimensions_and_never_more_than_there_is(
     assert_at_least(gained.value, gained.standard_error, 1.0)
     lost = average(density.log_prob(unseen) - law.log_prob(unseen))
     assert_at_most(lost.value, lost.standard_error, 0.0)
+
+
+@pytest.mark.parametrize("latent", [1, 3])
+def test_steps_of_expectation_maximisation_are_those_of_scikit_learn(latent):
+    codes = drawn(corner(latent), 5_000).double()
+    weights = torch.tensor([0.2, 0.5, 0.3]).double()
+    means, covariances = codes[:3], torch.eye(latent).double().expand(3, -1, -1)
+    ours = maximise_expectation(codes, Components(weights, means, covariances), 3)
+    theirs = GaussianMixture(
+        3,
+        max_iter=3,
+        weights_init=weights.numpy(),
+        means_init=means.numpy(),
+        precisions_init=covariances.numpy(),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        theirs.fit(codes.numpy())
+    parts = (theirs.weights_, theirs.means_, theirs.covariances_)
+    for one, other in zip(ours, parts, strict=True):
+        torch.testing.assert_close(one, torch.from_numpy(other), atol=1e-9, rtol=1e-9)
 
 
 @pytest.mark.parametrize("latent", [1, 3])

@@ -39,6 +39,7 @@ from priormatch.checks import (
 from priormatch.degeneracy import DegenerateCodesError, atoms, correlation_factor
 from priormatch.distributions import AggregatedPosterior, PaddedDensity
 from priormatch.estimate import TooFewCodesError
+from priormatch.expectation_maximisation import Components, maximise_expectation
 from priormatch.mismatch import active_dimensions
 from priormatch.models import globally_seeded, standard_normal
 
@@ -120,7 +121,7 @@ def fit_mixture(
         TooFewCodesError: There are fewer codes than components, or no more than dimensions.
         DegenerateCodesError: The codes lie in fewer dimensions, or have atoms.
 
-    Source: scikit-learn's ``GaussianMixture``.
+    Source: scikit-learn's ``GaussianMixture``, which starts the search by k-means.
 
     Introduced in "The estimators on trial".
     """
@@ -128,31 +129,30 @@ def fit_mixture(
     codes = known.codes
     # One unit for all dimensions, so that k-means, which starts the search, sees their proportions.
     unit = known.scales.square().mean().sqrt()
-    standard = ((codes.double() - known.location) / unit).to(codes.dtype).numpy()
+    standard = (codes.double() - known.location) / unit
     few = np.random.default_rng(seed).choice(len(codes), min(len(codes), _FEW), replace=False)
-    search = GaussianMixture(components, max_iter=_STEPS_ON_FEW, warm_start=True, random_state=seed)
+    some = standard[torch.from_numpy(np.sort(few))]
     # No more threads than torch uses, because a study runs a process on every core.
     with warnings.catch_warnings(), threadpool_limits(torch.get_num_threads()):
         warnings.simplefilter("ignore", ConvergenceWarning)
         try:
-            found = search.fit(standard[np.sort(few)])
+            start = GaussianMixture(components, max_iter=1, random_state=seed).fit(some.numpy())
+            parts = (start.weights_, start.means_, start.covariances_)
+            found = Components(*map(torch.as_tensor, parts))
+            found = maximise_expectation(some, found, _STEPS_ON_FEW)
             if len(codes) > _FEW:
-                found = search.set_params(max_iter=_STEPS_ON_ALL).fit(standard)
-        except ValueError as error:
+                found = maximise_expectation(standard, found, _STEPS_ON_ALL)
+            factors = unit * torch.linalg.cholesky(found.covariances)
+        except (ValueError, torch.linalg.LinAlgError) as error:
             raise DegenerateCodesError(
                 f"{len(codes)} codes of {codes.shape[1]} dimensions leave a component of a mixture "
                 f"of {components} without a covariance: {error}"
             ) from None
-    weights, means, covariances = (
-        torch.as_tensor(part, dtype=torch.float64)
-        for part in (found.weights_, found.means_, found.covariances_)
-    )
-    # Not scikit-learn's precisions_cholesky_, which factorises the inverse.
-    factors = unit * torch.linalg.cholesky(covariances)
-    centres = known.location + unit * means
     return MixtureSameFamily(
-        Categorical(weights.to(codes)),
-        MultivariateNormal(centres.to(codes), scale_tril=factors.to(codes)),
+        Categorical(found[0].to(codes)),
+        MultivariateNormal(
+            (known.location + unit * found[1]).to(codes), scale_tril=factors.to(codes)
+        ),
     )
 
 
