@@ -177,7 +177,7 @@ def test_a_flow_sees_dependence_in_many_dimensions_and_never_more_than_there_is(
 @pytest.mark.parametrize("latent", [1, 3])
 def test_steps_of_expectation_maximisation_are_those_of_scikit_learn(latent):
     codes = drawn(corner(latent), 5_000).double()
-    weights = torch.tensor([0.2, 0.5, 0.3]).double()
+    weights = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
     means, covariances = codes[:3], torch.eye(latent).double().expand(3, -1, -1)
     ours = maximise_expectation(codes, Components(weights, means, covariances), 3)
     theirs = GaussianMixture(

@@ -319,6 +319,7 @@ def test_inputs_are_checked_with_the_checks_of_torch_switched_off(name):
         Distribution.set_default_validate_args(before)
 
 
+@pytest.mark.slow
 def test_inputs_are_checked_by_an_optimising_interpreter_after_zuko():
     program = """
 import zuko
