@@ -190,7 +190,7 @@ class Squeezed(NamedTuple):
     Attributes:
         means: The encoder's means.
         scales: The encoder's scales.
-        distortion: Mean of -ln P(X|z) in nats over 128 draws, at each of `squeezed_scales`.
+        distortion: Mean of -ln P(X|z) in nats over 64 draws, at each of `squeezed_scales`.
         noise: Six standard normal draws, those that are shown.
     """
 
@@ -212,7 +212,7 @@ def squeezed() -> Squeezed:
     """Return the squeezed posteriors of ten digits and what their reconstructions cost."""
     images = some_digits().images[:10]
     means, scales = encode(vae(), images)
-    even = torch.quasirandom.SobolEngine(2, scramble=True, seed=0).draw(128)
+    even = torch.quasirandom.SobolEngine(2, scramble=True, seed=0).draw(64)
     noise = torch.special.ndtri(even.clamp(1e-6, 1 - 1e-6))
     distortion = [
         -vae().likelihood(means + scale * noise[:, None]).log_prob(images).mean(0)

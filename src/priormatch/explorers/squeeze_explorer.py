@@ -30,13 +30,13 @@ class SqueezeExplorer(Explorer):
     caption = (
         "Squeeze the posterior of one digit with the slider, or drag in the chart. Its mean is the "
         "encoder’s; six draws of it are decoded in your browser. The chart stacks both prices, "
-        "orange for the KL from N(0, I) and grey for the reconstruction, a mean over 128 draws."
+        "orange for the KL from N(0, I) and grey for the reconstruction, a mean over 64 draws."
     )
     alt = (
         "Above, what the decoder makes of a seven while the scale of its posterior falls from 1 to "
-        "0.01: first any digits, from 0.1 on sevens, at last always the same seven. Below, the two "
-        "prices over the scale: the reconstruction falls from some 260 nats and levels off, "
-        "the KL is a thin wedge that grows to some 9 nats."
+        "0.01: first any digits, then sevens, at last always the same seven. Below, the two prices "
+        "over the scale: the reconstruction falls steeply and levels off, the KL is a thin wedge "
+        "that grows."
     )
     heights = ("31rem", "54.5rem")
     state = ("digit", "sigma")
