@@ -151,7 +151,7 @@ def test_refuses_what_is_no_mixture(without_shape_checks):
         AggregatedPosterior(torch.zeros(3, 2), torch.zeros(3, 2))
     with pytest.raises(ValueError, match="means"):
         AggregatedPosterior(torch.full((3, 2), math.nan), torch.ones(3, 2))
-    with pytest.raises(ValueError, match="where .…, 2. is needed"):
+    with pytest.raises(ValueError, match=r"where .…, 2. is needed"):
         quilt(3, 2).log_prob(torch.zeros(4, 3))
 
 
