@@ -67,7 +67,7 @@ def kl_to_prior_per_dimension(
         ShapeError: The shapes differ.
         NonFiniteError: An entry is infinite or not a number.
 
-    Introduced in "The KL term".
+    Introduced in "What the KL term costs, and what it buys".
 
     >>> double_variance = torch.tensor([math.log(2.0)])
     >>> kl_to_prior_per_dimension(torch.zeros(1), double_variance)

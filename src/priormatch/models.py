@@ -317,7 +317,7 @@ def from_noise(
 
     Source: :cite:t:`kingma2014`, the reparameterisation trick.
 
-    Introduced in "The KL term".
+    Introduced in "The latent picture".
 
     >>> from_noise(Normal(torch.tensor([5.0, 0.0]), 2.0), torch.tensor([1.0, 0.5]))
     tensor([7., 1.])
@@ -354,7 +354,7 @@ def draw(distribution: Distribution, generator: torch.Generator) -> Float[Tensor
 
     Source: :cite:t:`kingma2014`, the reparameterisation trick; :cite:t:`jankowiak2018` for Betas.
 
-    Introduced in "The KL term".
+    Introduced in "The latent picture".
     """
     family = distribution.base_dist if isinstance(distribution, Independent) else distribution
     if isinstance(family, Normal | MultivariateNormal):
@@ -383,7 +383,7 @@ def encode(
     Raises:
         TypeError: The posteriors have full covariances, which scales do not describe.
 
-    Introduced in "The KL term".
+    Introduced in "The latent picture".
     """
     posteriors = [vae.posterior(some) for some in images.split(chunk)]
     if isinstance(posteriors[0], MultivariateNormal):

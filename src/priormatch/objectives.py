@@ -52,7 +52,7 @@ def bound_parts(
 
     Source: :cite:t:`kingma2014`.
 
-    Introduced in "The KL term".
+    Introduced in "What the KL term costs, and what it buys".
     """
     return _bound_parts(vae, images, generator, number_format)[0]
 

@@ -34,7 +34,7 @@ MASSES: Final = (0.5, 0.9, 0.99)
 def use_style() -> None:
     """Use the book's style for all figures that follow.
 
-    Introduced in "The KL term".
+    Introduced in "What the KL term costs, and what it buys".
     """
     with as_file(files("priormatch") / "book.mplstyle") as style:
         plt.style.use(style)
@@ -50,7 +50,7 @@ def prior_circles(ax: Axes, masses: Sequence[float] = MASSES) -> Axes:
         ax: Axes with equal scales.
         masses: Shares of the prior's mass inside each circle.
 
-    Introduced in "The KL term".
+    Introduced in "The latent picture".
     """
     for mass in masses:
         radius = np.sqrt(-2 * np.log1p(-mass))
@@ -71,7 +71,7 @@ def prior_circles(ax: Axes, masses: Sequence[float] = MASSES) -> Axes:
 def latent_plane(ax: Axes, limit: float = 4.0) -> Axes:
     """Set equal scales, limits and labels on the axes of two latent dimensions.
 
-    Introduced in "The KL term".
+    Introduced in "The latent picture".
     """
     ax.set(xlim=(-limit, limit), ylim=(-limit, limit), xlabel="$z_1$", ylabel="$z_2$")
     ax.set_aspect("equal")
@@ -122,7 +122,7 @@ def images_in_grid(ax: Axes, images: Float[Tensor, "images 784"], columns: int) 
         images: Grey values in [0, 1], of shape ``(images, 784)``; 1 is ink.
         columns: Images in a row; the last row is filled up with white.
 
-    Introduced in "The KL term".
+    Introduced in "What the KL term costs, and what it buys".
     """
     rows = -(-len(images) // columns)
     canvas = np.zeros((rows * columns, 28, 28), dtype=np.float32)

@@ -47,7 +47,7 @@ class Result:
         MissingStandardError: A Monte Carlo result has no positive standard error.
         ValueError: There is no such kind, or no training, or the meaning is more than a line.
 
-    Introduced in "The KL term".
+    Introduced in "What the KL term costs, and what it buys".
 
     >>> str(Result(0.11823, "Monte Carlo", standard_error=0.0052, unit="nats"))
     '0.1182 ± 0.0052 nats'

@@ -182,7 +182,7 @@ def build(recipe: Recipe) -> VAE:
         ValueError: Fields of the recipe contradict each other, for instance a VampPrior and
             posteriors that are not diagonal.
 
-    Introduced in "The KL term".
+    Introduced in "The latent picture".
     """
     _check(recipe)
     latent = recipe.latent_dimension

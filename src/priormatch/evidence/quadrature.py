@@ -186,7 +186,7 @@ def exact_inference_in_the_plane(
         ShapeError: The model has other latent dimensions than two.
         NonFiniteError: A pixel is infinite or not a number.
 
-    Introduced in "The KL term".
+    Introduced in "What the KL term costs, and what it buys".
     """
     grids = [Grid((-reach,) * 2, (reach,) * 2) for reach in _HALF_WIDTHS]
     for grid in grids[:-1]:

@@ -16,7 +16,7 @@ class KLExplorer(Explorer):
         mu: Mean of the posterior, between -3 and 3.
         sigma: Its scale, between 0.05 and 3.
 
-    Introduced in "The KL term".
+    Introduced in "What the KL term costs, and what it buys".
     """
 
     module = "kl"

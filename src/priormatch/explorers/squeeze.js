@@ -151,9 +151,9 @@ async function render({ model, el }) {
   el.append(
     make("div", { class: "explorer-squeeze-top" },
       make("div", { class: "explorer-card" }, target.node, note("X")),
-      make("div", { class: "explorer-card" }, plane.node, note("Q(z|X) on the plane of codes")),
+      make("div", { class: "explorer-card" }, plane.node, note("Q(z|X) over N(0, I)")),
       make("div", { class: "explorer-card" },
-        make("div", { class: "explorer-rebuilt" }, ...rebuilt.map((canvas) => canvas.node)), status, note("decoded from six draws of Q(z|X)"))),
+        make("div", { class: "explorer-rebuilt" }, ...rebuilt.map((canvas) => canvas.node)), status, note("decoded from six draws"))),
     squeeze.node,
     make("div", { class: "explorer-pair" }, chart.node,
       make("div", { class: "explorer-side" },

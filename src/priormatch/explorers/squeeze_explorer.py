@@ -38,7 +38,7 @@ class SqueezeExplorer(Explorer):
         "over the scale: the reconstruction falls steeply and levels off, the KL is a thin wedge "
         "that grows."
     )
-    heights = ("31rem", "54.5rem")
+    heights = ("31rem", "53.2rem")
     state = ("digit", "sigma")
     carried: ClassVar[dict[str, str]] = {
         "decoder": "question-decoder",
