@@ -9,8 +9,8 @@ from torch import Tensor
 # Nats a code, and a variance in squared scales of the codes: the defaults of scikit-learn.
 _SMALLEST_GAIN, _SMALLEST_VARIANCE = 1e-3, 1e-6
 
-# Codes whose products of dimensions are in memory at a time.
-_BLOCK = 4_000
+# Products of dimensions in memory at a time, and most codes that they belong to: 32 MB.
+_PRODUCTS, _BLOCK = 2**22, 4_000
 
 
 class Components(NamedTuple):
@@ -47,6 +47,7 @@ def maximise_expectation(
     latent = codes.shape[1]
     row, column = torch.triu_indices(latent, latent)
     twice = torch.where(row == column, 1.0, 2.0).double()
+    few = max(1, min(_BLOCK, _PRODUCTS // len(row)))
     before = -torch.inf
     for _ in range(steps):
         factors = torch.linalg.cholesky(covariances)
@@ -57,7 +58,7 @@ def maximise_expectation(
         squares = -0.5 * twice * precision[:, row, column]
         exponents = torch.cat([squares, pull, constant[:, None]], 1).T
         sums, total = torch.zeros_like(exponents.T), 0.0
-        for block in codes.split(_BLOCK):
+        for block in codes.split(few):
             ones = torch.ones_like(block[:, :1])
             features = torch.cat([block[:, row] * block[:, column], block, ones], 1)
             logits = features @ exponents
