@@ -396,6 +396,10 @@ def test_dimensions_are_told_apart():
     codes = mean + torch.randn(5_000, 3, generator=torch.Generator().manual_seed(1))
     total, each = alone = dimension_wise_kl(train, codes)
     assert matched_dimensions(train, alone) == [0]
+    # A few narrow posteriors miss the codes, so that their bound says nothing about a match.
+    few = AggregatedPosterior(train.means[:100], torch.full((100, 3), 0.02))
+    assert dimension_wise_kl(few, codes).per_dimension[0].value < 0
+    assert matched_dimensions(few, dimension_wise_kl(few, codes)) == []
     for one, truth in zip(each, (0.0, 0.125, 0.5), strict=True):
         assert_agrees(one.value, one.standard_error + 1e-4, truth)
         assert one.bound == "lower"
