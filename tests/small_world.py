@@ -24,7 +24,7 @@ from priormatch.estimate import average
 from priormatch.evidence import Grid, quadrature
 from priormatch.experiments import study
 from priormatch.models import VAE, GaussianPosterior, encode, standard_normal
-from priormatch.training import Recipe
+from priormatch.recipe import Recipe
 
 TINY = Recipe(encoder_width=8, decoder_width=8, epochs=3, batch_size=20)
 

@@ -17,6 +17,7 @@ LAYERS = (
     {"distributions"},
     {"models"},
     {"objectives", "schedules"},
+    {"recipe"},
     {"training"},
     {
         *("mismatch", "densities", "evidence", "inference_gap", "samplers", "sample_quality"),

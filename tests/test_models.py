@@ -26,7 +26,7 @@ from priormatch.models import (
     standard_normal,
     uniform_interval,
 )
-from priormatch.training import Recipe, build
+from priormatch.recipe import Recipe, build
 
 
 def test_the_vae_of_the_question_has_its_layers():

@@ -23,7 +23,7 @@ from priormatch.objectives import (
     penalised_bound_parts,
     squared_mmd_of_batch,
 )
-from priormatch.training import Recipe, build
+from priormatch.recipe import Recipe, build
 from priormatch.two_sample import squared_mmd
 
 

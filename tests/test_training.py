@@ -15,14 +15,8 @@ from priormatch.experiments import study
 from priormatch.experiments.store import CheckpointFile
 from priormatch.models import encode
 from priormatch.objectives import bound_parts_in_chunks, squared_mmd_of_batch
-from priormatch.training import (
-    CheckpointMismatchError,
-    DivergedError,
-    Recipe,
-    build,
-    fastest_format,
-    fit,
-)
+from priormatch.recipe import Recipe, build
+from priormatch.training import CheckpointMismatchError, DivergedError, fastest_format, fit
 
 SMALL = Recipe(encoder_width=16, decoder_width=16, epochs=3, batch_size=20, learning_rate=1e-2)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ConstantLR, LambdaLR, LRScheduler, OneCycleLR
 
 Schedule = Literal["one cycle", "inverse sqrt", "constant"]
-"""Names of the learning-rate schedules; `priormatch.training.Recipe` describes them."""
+"""Names of the learning-rate schedules; `priormatch.recipe.Recipe` describes them."""
 
 # Epochs whose losses are compared with all before them.
 _WINDOW = 10

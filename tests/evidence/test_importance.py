@@ -26,7 +26,7 @@ from priormatch.evidence import (
 )
 from priormatch.mismatch import held_out_kl
 from priormatch.models import VAE, GaussianPosterior, draw
-from priormatch.training import Recipe, build
+from priormatch.recipe import Recipe, build
 
 
 @pytest.mark.parametrize("latent", [1, 2, 10, 20, 50])

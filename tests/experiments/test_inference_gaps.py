@@ -9,7 +9,7 @@ from priormatch import audit, inference_gap
 from priormatch.experiments import inference_gaps, study
 from priormatch.experiments.inference_gaps import measure
 from priormatch.inference_gap import refine
-from priormatch.training import build
+from priormatch.recipe import build
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from priormatch.experiments import pretrained, store, study
 from priormatch.experiments.pretrained import load, train
 from priormatch.experiments.store import FallbackModelError, StaleModelError
 from priormatch.objectives import bound_parts_in_chunks
-from priormatch.training import Recipe, build
+from priormatch.recipe import Recipe, build
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from priormatch.distributions import AggregatedPosterior
 from priormatch.experiments import digit_classifier, sampler_study, study
 from priormatch.mismatch import active_units
 from priormatch.models import encode
-from priormatch.training import Recipe
+from priormatch.recipe import Recipe
 
 TINY = Recipe(encoder_width=8, decoder_width=8, epochs=2, batch_size=20)
 

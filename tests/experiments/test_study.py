@@ -34,7 +34,8 @@ from priormatch.mismatch import (
     total_correlation,
 )
 from priormatch.models import draw, encode
-from priormatch.training import Recipe, build, fit
+from priormatch.recipe import Recipe, build
+from priormatch.training import fit
 from priormatch.two_sample import classifier_test, radius, sliced_wasserstein
 
 MEASURES = (

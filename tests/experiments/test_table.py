@@ -26,7 +26,8 @@ from priormatch.experiments import inference_gaps, sampler_study, store, study, 
 from priormatch.experiments import table as table_module
 from priormatch.experiments.store import FallbackModelError
 from priormatch.experiments.table import Table, columns
-from priormatch.training import DivergedError, Recipe
+from priormatch.recipe import Recipe
+from priormatch.training import DivergedError
 
 TABLES = [study.TABLE, inference_gaps.TABLE, sampler_study.TABLE, uniform_interval.TABLE]
 SEEDS = [replace(TINY, seed=seed) for seed in range(4)]
@@ -307,7 +308,7 @@ from priormatch import audit, data
 from priormatch.data import Digits, Source
 from priormatch.experiments import store, study
 from priormatch.experiments.table import Table
-from priormatch.training import Recipe
+from priormatch.recipe import Recipe
 # Each worker runs these lines, too.
 digits = Digits(pictures(300), torch.zeros(300, dtype=torch.int64))
 data.load_mnist = study.load_mnist = lambda part: digits

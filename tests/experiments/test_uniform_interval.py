@@ -13,7 +13,8 @@ from priormatch.data import Digits, Source, binarized, source
 from priormatch.evidence import kl_on_grid
 from priormatch.experiments import digit_classifier, pretrained, study, uniform_interval
 from priormatch.experiments.table import columns, is_of
-from priormatch.training import Epoch, Trained, build
+from priormatch.recipe import build
+from priormatch.training import Epoch, Trained
 
 HISTORY = Epoch(1, 0.0, 0.0, 0.0, 0.0, 0.0)
 # Small steps: densities far out, or on the ends of the interval, would ask for more nodes.

@@ -18,7 +18,7 @@ from priormatch.experiments.study import Trainings
 from priormatch.experiments.table import Table
 from priormatch.explorers import slices
 from priormatch.models import encode
-from priormatch.training import Recipe, build
+from priormatch.recipe import Recipe, build
 
 
 @pytest.fixture

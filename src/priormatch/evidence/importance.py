@@ -75,7 +75,7 @@ def importance_bounds(
 
     Source: :cite:t:`burda2016`; :cite:t:`vehtari2024` for the Pareto law, as in arviz-stats.
 
-    Introduced in "Why the mixture nearly matches".
+    Introduced in "The estimators on trial".
     """
     return importance_bounds_by_prior(vae, {"own": vae.prior}, images, draws, generator)["own"]
 

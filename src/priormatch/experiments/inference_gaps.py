@@ -21,7 +21,7 @@ from priormatch.inference_gap import gaps
 from priormatch.mismatch import held_out_kl
 from priormatch.models import VAE, draw
 from priormatch.objectives import bound_parts_in_chunks
-from priormatch.training import Recipe
+from priormatch.recipe import Recipe
 
 EXAMINED: tuple[Part, ...] = ("train", "test")
 """Parts of MNIST with a refined posterior for each image."""

@@ -13,7 +13,8 @@ import torch
 
 from priormatch.data import load_mnist
 from priormatch.experiments import store, study
-from priormatch.training import Epoch, Recipe, Trained, build, fit
+from priormatch.recipe import Recipe, build
+from priormatch.training import Epoch, Trained, fit
 
 OF_THE_STUDY: dict[str, Recipe] = {
     # The first seed of the study in two, ten, twenty and fifty dimensions.

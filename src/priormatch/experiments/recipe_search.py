@@ -21,7 +21,7 @@ from priormatch.experiments.table import Row, Table, columns
 from priormatch.mismatch import active_units, mean_square_per_dimension
 from priormatch.models import encode
 from priormatch.objectives import bound_parts_in_chunks
-from priormatch.training import Recipe
+from priormatch.recipe import Recipe
 
 SEEDS = range(2)
 

@@ -25,6 +25,7 @@ from priormatch.experiments.table import Row, Table, columns
 from priormatch.mismatch import active_units, held_out_kl
 from priormatch.models import VAE, draw, encode
 from priormatch.objectives import BoundParts, bound_parts_in_chunks
+from priormatch.recipe import Recipe
 from priormatch.sample_quality import (
     class_imbalance,
     features,
@@ -34,7 +35,6 @@ from priormatch.sample_quality import (
     predict_proba,
 )
 from priormatch.samplers import Sampler, fit_samplers, pictures_of, sample
-from priormatch.training import Recipe
 
 PICTURES = 2_500
 """Number of pictures of each sampler, and of each set of real ones they are compared with."""

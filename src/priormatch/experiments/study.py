@@ -29,7 +29,8 @@ from priormatch.experiments.table import Row, Table, columns
 from priormatch.mismatch import held_out_kl
 from priormatch.models import VAE, draw, encode
 from priormatch.objectives import bound_parts_in_chunks
-from priormatch.training import Epoch, Recipe, build, fastest_format, fit
+from priormatch.recipe import Recipe, build
+from priormatch.training import Epoch, fastest_format, fit
 
 SEEDS = range(5)
 EQUAL_EPOCHS = 20

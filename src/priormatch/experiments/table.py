@@ -25,7 +25,7 @@ from priormatch.audit import Measure
 from priormatch.data import prepare
 from priormatch.estimate import Estimate
 from priormatch.experiments import store
-from priormatch.training import Recipe
+from priormatch.recipe import Recipe
 
 Row = dict[str, object]
 

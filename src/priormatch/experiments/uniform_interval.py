@@ -29,7 +29,7 @@ from priormatch.line import (
 )
 from priormatch.models import VAE, draw
 from priormatch.objectives import bound_parts_in_chunks
-from priormatch.training import Recipe
+from priormatch.recipe import Recipe
 
 SEEDS = range(5)
 

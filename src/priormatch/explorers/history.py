@@ -22,7 +22,8 @@ from priormatch.estimate import Estimate, average
 from priormatch.experiments import pretrained, store
 from priormatch.mismatch import held_out_kl, in_sample_kl
 from priormatch.models import VAE, draw, encode
-from priormatch.training import build, fit
+from priormatch.recipe import build
+from priormatch.training import fit
 
 STORED = store.MODELS / "question-history.safetensors"
 """The stored history."""

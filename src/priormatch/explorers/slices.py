@@ -26,7 +26,7 @@ from priormatch.experiments import store, study
 from priormatch.experiments.table import Table
 from priormatch.mismatch import dimension_wise_kl
 from priormatch.models import VAE, draw, encode
-from priormatch.training import Recipe
+from priormatch.recipe import Recipe
 
 STORED: Final = store.MODELS / "dimension-codes.safetensors"
 """The stored codes, in a checkout of the book."""
