@@ -74,6 +74,7 @@ def test_every_estimate_has_an_error_and_every_line_is_printed(stretched):
     assert all(f"<code>{name}</code>" in stretched._repr_html_() for name in shown)
 
 
+@pytest.mark.slow
 def test_silent_dimensions_change_nothing_that_is_fitted():
     train, test = encoded(6_000, 2, 1.5, 0), encoded(3_000, 2, 1.5, 1)
     alone = priormatch.summary(*train, *test, draws=3_000)
@@ -85,6 +86,7 @@ def test_silent_dimensions_change_nothing_that_is_fitted():
     assert_agrees(*vars_of(padded["mean_square_radius"]), 2 * 1.5 + 18)
 
 
+@pytest.mark.slow
 def test_a_tenth_of_the_training_examples_chooses_where_no_others_are_given():
     train, test = encoded(600, 1, 1.0, 0), encoded(300, 1, 1.0, 1)
     assert priormatch.summary(*train, *test, draws=300)["log_examples"] == math.log(540)

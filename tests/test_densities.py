@@ -137,6 +137,7 @@ def test_a_gaussian_recovers_shift_scale_and_rotation(latent):
     assert_agrees(estimate.value, estimate.standard_error, truth - missed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("latent", [1, 2, 10, 20, 50])
 def test_a_mixture_finds_a_mixture_and_never_more_than_its_nats(latent):
     law = corner(latent)
@@ -162,6 +163,7 @@ def test_a_flow_finds_most_of_a_mixture_and_never_more_than_its_nats(latent, roo
     assert (gaussian.log_prob(codes) - law.log_prob(codes)).mean().item() < -2 * room
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("latent", [10, 20, 50])
 def test_a_flow_sees_dependence_in_many_dimensions_and_never_more_than_there_is(latent):
     law = corner(latent)
@@ -213,6 +215,7 @@ def test_log_prob_of_the_mixture_is_that_of_scikit_learn(latent):
     torch.testing.assert_close(density.log_prob(codes).double(), same, atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fit", [lambda z: fit_mixture(z, 4), lambda z: fit_flow(z, z, steps=60)])
 def test_the_unit_of_the_codes_does_not_matter(fit):
     # Short binary fractions with an exact mean: a change of unit rounds nothing, so that the two
@@ -317,6 +320,7 @@ def test_the_flow_library_leaves_the_checks_of_distributions_on():
         wide.log_prob(torch.zeros(4, 3))
 
 
+@pytest.mark.slow
 def test_a_candidate_that_cannot_be_fitted_leaves_the_others():
     codes = drawn(corner(2), 150)
     best = fit_best(codes, drawn(corner(2), 100, seed=1))

@@ -216,6 +216,7 @@ def test_the_moment_bound_of_any_codes_is_none_too_large_in_expectation(kind, dr
     assert found.value < 0.25
 
 
+@pytest.mark.slow
 def test_lower_bounds_hold_in_expectation_with_fewer_codes_than_dimensions():
     # The truth is zero, and a density that was not fitted to these codes cannot exceed it.
     latent, prior = 40, standard_normal(40)
@@ -509,6 +510,7 @@ def test_every_form_of_codes_gives_the_same_numbers(name, form):
     torch.testing.assert_close(theirs, ours, atol=room, rtol=room)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["requires_grad", "NumPy", "float64"])
 def test_every_form_of_means_and_scales_gives_the_same_summary(form):
     convert = FOREIGN[form]
@@ -723,6 +725,7 @@ def test_codes_in_fewer_dimensions_than_they_have_are_infinitely_far():
 # Vacuous numbers
 
 
+@pytest.mark.slow
 def test_a_summary_of_few_codes_in_many_dimensions_says_what_is_vacuous_and_why():
     latent, examples = 128, 90
     scales = torch.full((examples, latent), 0.05)

@@ -37,6 +37,7 @@ def test_the_epps_pulley_statistic_is_its_integral():
     assert found.value == pytest.approx(12 * np.trapezoid(integrand, axis), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("latent", "directions"), [(1, 1), (3, 6)])
 def test_slices_of_a_match_lie_in_their_null_band(latent, directions):
     generator = seeded()
@@ -59,6 +60,7 @@ def test_slices_see_a_shift_a_scale_and_tails_that_the_moments_do_not_have():
         assert found.statistic.value > found.statistic.high
 
 
+@pytest.mark.slow
 def test_the_error_of_the_slices_is_that_of_their_spread():
     generator = seeded()
     found = [

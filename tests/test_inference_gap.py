@@ -82,6 +82,7 @@ def test_the_gaps_are_known_where_the_exact_posterior_is_gaussian():
     assert found["gap"].mean() > 2 * least
 
 
+@pytest.mark.slow
 def test_a_full_covariance_s_own_gaps_start_from_it():
     """An encoder that knows the exact posterior leaves nothing to refine."""
     vae, images = correlated()

@@ -369,6 +369,7 @@ def test_measures_of_a_shrunk_prior_are_those_of_its_radius(latent):
     assert projected.value < truth + 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("latent", [2, 10])
 @pytest.mark.parametrize(("scale", "quantile"), [(0.8, 0.01), (1.0, 0.01), (1.1, 0.1)])
 def test_standard_errors_of_the_hole_share_are_honest(latent, scale, quantile):
@@ -470,6 +471,7 @@ def test_margins_and_moments_do_not_see_a_rotated_mixture_and_densities_do():
     assert statistic.estimate.value < 1.2 * statistic.high
 
 
+@pytest.mark.slow
 def test_standard_errors_of_marginals_and_dependence_are_honest():
     mixture, truth = bimodal(offset=0.8, latent=2)
     alone = sum(integral(mixture.marginal(j)) for j in range(2))
@@ -557,6 +559,7 @@ def test_codes_that_are_all_one_number_need_no_spline():
     assert total.value == pytest.approx((5**2 - 4**2) / 2, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_moment_bound_holds_in_expectation_with_few_codes_in_many_dimensions():
     generator = torch.Generator().manual_seed(0)
     for draws, latent in ((100, 50), (400, 200), (10_000, 1_024)):

@@ -66,6 +66,7 @@ def numbers(found):
         yield found
 
 
+@pytest.mark.slow
 @given(posteriors())
 @quickly
 def test_any_finite_means_and_scales_give_finite_measures(parts):

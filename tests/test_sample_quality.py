@@ -82,6 +82,7 @@ def test_the_frechet_distance_of_draws_is_that_of_their_laws():
     assert estimate.bound == "upper"
 
 
+@pytest.mark.slow
 def test_the_jackknife_tells_the_spread_of_the_frechet_distance():
     estimates = [
         sample_quality.frechet_distance(

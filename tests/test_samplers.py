@@ -58,6 +58,7 @@ def test_quantiles_of_a_mixture_are_those_of_its_marginal_and_its_conditional():
         assert (share / whole).item() == pytest.approx(level[1].item(), abs=3e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mixture", "flow"])
 def test_noise_at_quantiles_follows_the_density(kind):
     codes = drawn(corner(2), 3_000)

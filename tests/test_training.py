@@ -365,6 +365,7 @@ def test_no_field_of_a_recipe_is_idle(field):
 ON_THE_INTERVAL = dataclasses.replace(SMALL, latent_dimension=1, posterior="interval")
 
 
+@pytest.mark.slow
 def test_a_model_on_the_interval_learns_and_its_codes_stay_there():
     trained = small_fit(dataclasses.replace(ON_THE_INTERVAL, epochs=60))
     # Two kinds of pictures cost ln 2 to tell apart, and binary noise of 784 pixels the rest.
@@ -419,6 +420,7 @@ def test_pseudo_inputs_start_at_training_images_and_are_trained():
     torch.testing.assert_close(model.prior.mixture.means, means)
 
 
+@pytest.mark.slow
 def test_a_vamp_prior_learns_two_clusters_and_gains_the_nats_between_them():
     """Two kinds of pictures are one bit: N(0, I) cannot have two clusters, a VampPrior can."""
     plain = dataclasses.replace(SMALL, latent_dimension=1, epochs=60)
@@ -444,6 +446,7 @@ def test_a_training_with_full_covariances_learns_them():
     assert trained.model.posterior(pictures()).scale_tril[:, 1, 0].abs().mean() > 0.01
 
 
+@pytest.mark.slow
 def test_a_penalty_brings_the_average_posterior_closer_to_the_prior():
     plain = dataclasses.replace(SMALL, epochs=30)
     penalised = dataclasses.replace(plain, mmd_weight=1_000.0)
@@ -455,11 +458,12 @@ def test_a_penalty_brings_the_average_posterior_closer_to_the_prior():
     assert found[1] < found[0] / 3
 
 
+@pytest.mark.slow
 def test_a_gaussian_likelihood_learns_the_scale_of_the_noise():
     recipe = dataclasses.replace(
-        SMALL, likelihood="gaussian", pixels="grayscale", epochs=60, learning_rate=0.01
+        SMALL, likelihood="gaussian", pixels="grayscale", epochs=40, learning_rate=0.01
     )
-    noisy = (0.5 * pictures(400) + 0.25 + 0.1 * torch.randn(400, 784, generator=seeded(1))).clamp(
+    noisy = (0.5 * pictures(300) + 0.25 + 0.1 * torch.randn(300, 784, generator=seeded(1))).clamp(
         0, 1
     )
     model = fit(recipe, noisy, noisy, progress=False).model

@@ -82,6 +82,7 @@ def test_equal_scores_count_half():
     assert test.auc.estimate.value == pytest.approx(ones + 0.5 * (1 - ones), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_classifier_finds_nothing_in_a_match():
     generator = torch.Generator().manual_seed(0)
     tests = [
@@ -157,6 +158,7 @@ def test_sliced_wasserstein_of_few_narrow_codes_is_not_below_their_law(draws):
         assert value == pytest.approx(truth, abs=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("latent", "directions"), [(1, 1), (3, 5)])
 def test_sliced_wasserstein_has_an_honest_error_and_is_not_below_the_truth(latent, directions):
     # Scaled by s, every projection is |s - 1| E|z| from N(0, 1).
@@ -174,6 +176,7 @@ def test_sliced_wasserstein_has_an_honest_error_and_is_not_below_the_truth(laten
     assert_honest(coverage(distances, values.mean().item()), repetitions=200)
 
 
+@pytest.mark.slow
 def test_sliced_wasserstein_of_a_match_lies_in_its_null_band():
     generator = torch.Generator().manual_seed(0)
     # More codes than the band's own draws have.
@@ -231,6 +234,7 @@ def test_the_discrepancy_of_a_gaussian_is_its_closed_form(latent, spread, shift,
     assert found.standard_error < 0.2 * truth + 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spread", "latent"), [(1.0, 2), (1.3, 2), (1.0, 20)])
 def test_the_error_of_the_discrepancy_is_honest_far_from_a_match_and_at_one(spread, latent):
     truth = mmd_of_gaussian(latent, spread, 0.0, latent**-0.5)

@@ -71,6 +71,7 @@ def test_memory_does_not_grow_with_draws_times_components():
     assert grown < 100e6, f"{grown / 1e6:.0f} MB; the table of all pairs would take 960 MB"
 
 
+@pytest.mark.slow
 def test_a_million_components():
     aggregated = quilt(1_000_000, 2)
     codes = aggregated.sample((5,), generator=torch.Generator().manual_seed(0))

@@ -41,6 +41,7 @@ def test_with_the_exact_posterior_every_draw_tells_the_evidence(latent):
     torch.testing.assert_close(bounds.effective_draws, full, rtol=1e-9, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("latent", [1, 2, 10, 20])
 def test_with_a_wrong_posterior_the_bound_rises_with_the_draws_towards_the_evidence(latent):
     # The gap is some 0.2 nats in each of the models.

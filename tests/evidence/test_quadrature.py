@@ -207,6 +207,7 @@ class Moments(nn.Module):
         return self.parameters_known
 
 
+@pytest.mark.slow
 def test_draws_and_quadrature_agree_on_trained_digits(question, question_exact):
     vae, images = question
     elbo = importance_bounds(vae, images, 20, seeded(0)).elbo
@@ -239,6 +240,7 @@ def test_the_evidence_of_trained_digits_is_above_what_draws_find(question, quest
     assert question_exact.gap.mean() > bounds.gap.mean()
 
 
+@pytest.mark.slow
 def test_a_finer_grid_changes_the_evidence_of_trained_digits_less_than_was_warned(
     question, question_exact
 ):
@@ -315,6 +317,7 @@ def test_a_tolerance_finds_the_mode_of_a_narrow_oblique_posterior():
     torch.testing.assert_close(exact.log_evidence, evidence.log_prob(images), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_square_too_coarse_is_refused_at_once(monkeypatch, question):
     integrate_once = quadrature._integrate
 

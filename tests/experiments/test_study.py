@@ -216,6 +216,7 @@ def test_the_exact_evidence_is_sought_as_far_out_as_it_lies(small_world, monkeyp
         measure(model, draws=300)
 
 
+@pytest.mark.slow
 def test_kept_models_are_measured_without_training(small_world, tmp_path, monkeypatch):
     first = train_and_measure(TINY, tmp_path, draws=300)
     monkeypatch.setattr(study, "fit", lambda *_, **__: pytest.fail("trained again"))

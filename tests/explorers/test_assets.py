@@ -24,6 +24,7 @@ def test_the_grid_is_the_density_of_the_mixture():
     assert ((thinness & Thinness.HOLE) > 0).tolist() == (log_q < quilt.threshold).tolist()
 
 
+@pytest.mark.slow
 def test_holes_are_those_of_the_measure():
     quilt = assets.quilt()
     prior_draws = torch.randn((2_000, 2), generator=torch.Generator().manual_seed(7))
