@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import jaxtyping
 import pytest
+import threadpoolctl
 import typed_numbers
 from execution import ROOT, Book, ChapterError, Executed, Executions, prepare_data
 from playwright.sync_api import Browser, sync_playwright
@@ -77,6 +78,7 @@ def digits(pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> Itera
         import torch
 
         torch.set_num_threads(1)
+        threadpoolctl.threadpool_limits(1)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("PRIORMATCH_DATA", found)
         yield found
