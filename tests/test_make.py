@@ -87,7 +87,11 @@ def test_the_first_failure_ends_a_list_of_targets(calls):
 
 def test_make_has_the_targets_of_make_py():
     said = subprocess.run(
-        ["make", f"PYTHON={sys.executable}"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "--no-print-directory", f"PYTHON={sys.executable}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     assert [line.split()[:2] for line in said.splitlines()] == [["make", n] for n in make.COMMANDS]
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
