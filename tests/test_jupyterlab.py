@@ -51,6 +51,7 @@ from priormatch.explorers.base import Explorer
 assets.packed = lambda name: Path("carried", name).read_bytes()
 Explorer.html = lambda explorer: "<p>no widget</p>"
 shown = {{name: getattr(explorers, name)() for name in {names}}}
+shown["bend"].amount = 0.5  # a straight line leaves the lens nothing to unbend
 
 
 def state(name):
