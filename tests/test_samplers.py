@@ -104,7 +104,7 @@ def test_the_samplers_are_fitted_to_the_training_codes_from_the_prior_to_the_pos
     codes, unseen = drawn(corner(2), 400), drawn(corner(2), 200, seed=1)
     prior, aggregated = standard_normal(2), AggregatedPosterior(codes, torch.ones_like(codes))
     fitted = fit_samplers(prior, aggregated, codes, unseen, seed=1)
-    sizes = [f"mixture of {size}" for size in (10, 50, 100, 200)]
+    sizes = ["mixture of 10", "mixture of 200"]
     assert list(fitted) == ["prior", "Gaussian", *sizes, "flow", "training posteriors"]
     assert fitted["prior"].density is prior
     assert fitted["training posteriors"].density is aggregated
