@@ -23,6 +23,7 @@ from torch.distributions import Normal
 from priormatch.checks import ShapeError, check_draws, rows
 from priormatch.distributions import AggregatedPosterior
 from priormatch.estimate import Estimate, Statistic, average
+from priormatch.objectives import log_kernel_mean
 
 # Fewest codes to train and to test a classifier.
 _FEWEST = 20
@@ -345,7 +346,7 @@ def squared_mmd(
         noise = torch.randn(means.shape, generator=generator, dtype=torch.float64)
         means = means + (some.scale_tril @ noise.unsqueeze(2)).squeeze(2)
         variances = torch.zeros_like(means)
-    with_prior = _log_kernel_mean(means, variances + 1, square).sum(1).exp()
+    with_prior = log_kernel_mean(means, variances + 1, square).sum(1).exp()
     prior_alone = (1 + 2 * square) ** (-latent / 2)
     signs = torch.randint(2, (number, _SIGNS), generator=generator).double() * 2 - 1
     sums, square_sum, null = [], 0.0, torch.zeros(_SIGNS, dtype=torch.float64)
@@ -354,7 +355,7 @@ def squared_mmd(
         for j in range(latent):  # one dimension at a time, for the memory
             shift = means[block, j, None] - means[:, j]
             spread = variances[block, j, None] + variances[:, j]
-            log_kernel += _log_kernel_mean(shift, spread, square)
+            log_kernel += log_kernel_mean(shift, spread, square)
         kernel = log_kernel.exp_()
         kernel[torch.arange(len(block)), block] = 0.0  # no example is paired with itself
         sums.append(kernel.sum(1))
@@ -375,11 +376,3 @@ def squared_mmd(
     error = math.sqrt(max(linear - second, second))
     low, high = np.quantile(null.numpy() / pairs, [0.025, 0.975])
     return Statistic(Estimate(value.item(), error), float(low), float(high))
-
-
-def _log_kernel_mean(
-    shift: Float[Tensor, "*shape"], variance: Float[Tensor, "*shape"], square: float
-) -> Float[Tensor, "*shape"]:
-    """Return the log of the mean of exp(-square x^2 / 2) for x of N(shift, variance)."""
-    widened = 1 + square * variance
-    return -0.5 * (widened.log() + square * shift.square() / widened)
