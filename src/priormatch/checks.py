@@ -275,6 +275,29 @@ def check_event(distribution: Distribution, latent: int, name: str = "the distri
         )
 
 
+def check_posteriors(
+    posteriors: Distribution, number: int, examples: str = "images", latents: tuple[int, ...] = ()
+) -> None:
+    """Raise unless there is a posterior for each example.
+
+    Args:
+        posteriors: A batch of laws of codes.
+        number: Number of examples.
+        examples: What an error calls them.
+        latents: Numbers of latent dimensions that are allowed; any, if none is named.
+
+    Raises:
+        ShapeError: There are others, or their codes have other dimensions.
+    """
+    batch, event = tuple(posteriors.batch_shape), tuple(posteriors.event_shape)
+    if batch != (number,) or len(event) != 1 or (latents and event[0] not in latents):
+        wanted = f" of latent dimension {' or '.join(map(str, latents))}" if latents else ""
+        raise ShapeError(
+            f"{number} {examples} need as many posteriors{wanted}, not batch {batch} and event "
+            f"{event}"
+        )
+
+
 @torch.no_grad()
 def log_density(
     distribution: Distribution, codes: Float[Tensor, "draws latent"], name: str = "the density"

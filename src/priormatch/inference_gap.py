@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 from torch.optim.lr_scheduler import OneCycleLR
 
-from priormatch.checks import FamilyError, ShapeError, rows
+from priormatch.checks import FamilyError, check_posteriors, rows
 from priormatch.evidence import (
     Grid,
     exact_elbo,
@@ -62,11 +62,7 @@ def refine(
     full = isinstance(start, MultivariateNormal)
     if not full and not isinstance(getattr(start, "base_dist", start), Normal):
         raise FamilyError(f"a Gaussian posterior is refined, and not one of the kind {start}")
-    if tuple(start.batch_shape) != (len(images),) or len(start.event_shape) != 1:
-        raise ShapeError(
-            f"{len(images)} images need as many posteriors, not batch {tuple(start.batch_shape)} "
-            f"and event {tuple(start.event_shape)}"
-        )
+    check_posteriors(start, len(images))
     mean = start.mean.detach()
     triangle = torch.diag_embed(start.stddev.detach())
     if isinstance(start, MultivariateNormal):

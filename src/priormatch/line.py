@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributions import Independent
 
-from priormatch.checks import ShapeError, check_event, rows, vector
+from priormatch.checks import check_event, check_posteriors, rows, vector
 from priormatch.evidence import Grid
 from priormatch.models import VAE
 from priormatch.sample_quality import predict_proba
@@ -99,11 +99,7 @@ def mass_by_digit(
 
 def _shares(posterior: Independent, labels: Int[Tensor, " examples"]) -> Tensor:
     """Return the share of each example in its digit, of shape ``(examples, 10)``."""
-    if tuple(posterior.event_shape) != (1,) or tuple(posterior.batch_shape) != (len(labels),):
-        raise ShapeError(
-            f"{len(labels)} labels need as many posteriors of one latent dimension, not batch "
-            f"{tuple(posterior.batch_shape)} and event {tuple(posterior.event_shape)}"
-        )
+    check_posteriors(posterior, len(labels), "labels", (1,))
     whole = vector(labels, "labels", len(labels)).long()
     if not ((whole >= 0) & (whole < DIGITS)).all():
         raise ValueError(f"labels are digits from 0 to 9, not {whole.min()} to {whole.max()}")

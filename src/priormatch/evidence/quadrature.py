@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Independent
 
-from priormatch.checks import ShapeError, check_event, rows, vector
+from priormatch.checks import check_event, check_posteriors, rows, vector
 from priormatch.evidence.grid import Grid, GridError, product
 from priormatch.models import VAE, from_noise
 
@@ -221,14 +221,7 @@ def exact_elbo(
     Introduced in "A deeper encoder".
     """
     images = rows(images, "images", keep_device=True)
-    if tuple(posteriors.batch_shape) != (len(images),) or tuple(posteriors.event_shape) not in (
-        (1,),
-        (2,),
-    ):
-        raise ShapeError(
-            f"{len(images)} images need as many posteriors of one or two latent dimensions, not "
-            f"batch {tuple(posteriors.batch_shape)} and event {tuple(posteriors.event_shape)}"
-        )
+    check_posteriors(posteriors, len(images), latents=(1, 2))
     latent = posteriors.event_shape[0]
     abscissas, weights = np.polynomial.hermite_e.hermegauss(_HERMITE)
     noise = product(*[torch.tensor(abscissas, dtype=images.dtype)] * latent)
