@@ -3,17 +3,15 @@
 import traitlets
 
 from priormatch.explorers import patches, stills
-from priormatch.explorers.base import Explorer
-from priormatch.explorers.patches import Costs
+from priormatch.explorers.patches import Costs, LineExplorer
 
 
-class BendExplorer(Explorer):
+class BendExplorer(LineExplorer):
     """Explorer of a line that is bent until the average of three patches is N(0, 1).
 
     Attributes:
         amount: The part of the way to there, between 0 and 1.
         lens: Whether the decoder undoes the bend before it looks at a code.
-        line: The patches, the images, and where the whole bend carries the nodes of a grid.
 
     Introduced in "Why the mixture nearly matches".
     """
@@ -35,11 +33,6 @@ class BendExplorer(Explorer):
 
     amount = traitlets.Float(0.0, min=0.0, max=1.0).tag(sync=True)
     lens = traitlets.Bool(True).tag(sync=True)
-    line = traitlets.Dict().tag(sync=True)
-
-    @traitlets.default("line")
-    def _the_line(self) -> dict[str, object]:
-        return patches.line()
 
     @property
     def costs(self) -> Costs:

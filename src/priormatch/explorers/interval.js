@@ -1,6 +1,6 @@
 // Slide z along (0, 10): the decoded digit, and whose posterior lies there.
-import { announcer, arrows, begin, digitCanvas, follow, make, number, pictureOf, saver, slider, valueCells, whenWanted } from "./controls.js";
-import { networkOf, sigmoid, tensorsOf } from "./network.js";
+import { announcer, arrows, begin, digitCanvas, follow, make, number, pictureOf, saver, slider, valueCells } from "./controls.js";
+import { sigmoid, tensorsOf, whenDecoderIsWanted } from "./network.js";
 import { DIGIT_COLOURS, digitLegend } from "./plane.js";
 
 const STEP = 0.01, PLACES = 999, LENGTH = 10;
@@ -94,10 +94,8 @@ async function render({ model, el }) {
   if (model.get("picture")) digit.draw(pictureOf(model.get("picture")));
   model.on("change:z", update);
   update();
-  whenWanted(el, typeof model.get("decoder") !== "string", async () => {
-    status.textContent = "loading the decoder …";
-    decoder = await networkOf(model.get("decoder"));
-    status.textContent = "";
+  whenDecoderIsWanted(el, model, status, (loaded) => {
+    decoder = loaded;
     update();
   });
 }

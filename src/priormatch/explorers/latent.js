@@ -1,6 +1,6 @@
 // Point at a code, and the decoder draws its digit.
-import { announcer, arrows, begin, checkbox, choice, digitCanvas, follow, make, number, pictureOf, setter, slider, whenWanted } from "./controls.js";
-import { networkOf, sigmoid, tensorsOf } from "./network.js";
+import { announcer, arrows, begin, checkbox, choice, digitCanvas, follow, make, number, pictureOf, setter, slider } from "./controls.js";
+import { sigmoid, tensorsOf, whenDecoderIsWanted } from "./network.js";
 import { colourKey, digitLegend, fieldOf, LIMIT, Plane, snap, STEPS } from "./plane.js";
 
 const HOME = [0, 0];
@@ -106,10 +106,8 @@ async function render({ model, el }) {
   await readView();
   readZ();
 
-  whenWanted(el, typeof model.get("decoder") !== "string", async () => {
-    status.textContent = "loading the decoder …";
-    decoder = await networkOf(model.get("decoder"));
-    status.textContent = "";
+  whenDecoderIsWanted(el, model, status, (loaded) => {
+    decoder = loaded;
     readZ();
   });
 }

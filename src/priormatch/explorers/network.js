@@ -1,4 +1,5 @@
 // Networks in the browser: the stored weights, in half precision, and the forward pass.
+import { whenWanted } from "./controls.js";
 
 const downloads = new Map();
 
@@ -85,5 +86,15 @@ export class Network {
 
 /** Return the network of a trait. */
 export const networkOf = async (source) => new Network(await tensorsOf(source));
+
+/** Load the decoder once a reader reaches for the explorer, and hand it on. */
+export function whenDecoderIsWanted(el, model, status, use) {
+  whenWanted(el, typeof model.get("decoder") !== "string", async () => {
+    status.textContent = "loading the decoder …";
+    const decoder = await networkOf(model.get("decoder"));
+    status.textContent = "";
+    use(decoder);
+  });
+}
 
 export const sigmoid = (logit) => 1 / (1 + Math.exp(-logit));

@@ -10,12 +10,13 @@ import math
 from typing import Final, NamedTuple
 
 import torch
+import traitlets
 from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
 from priormatch.explorers import assets
-from priormatch.explorers.base import in_bytes
+from priormatch.explorers.base import Explorer, in_bytes
 
 MEANS: Final = (-2.0, -0.5, 1.0)
 SCALES: Final = (0.4, 0.6, 0.3)
@@ -123,11 +124,11 @@ def costs(change: Change, lens: bool = True) -> Costs:
 
 
 @functools.cache
-def pictures() -> tuple[str, ...]:
-    """Return the three images, a byte a pixel in base 64."""
+def images() -> Float[Tensor, "3 pixels"]:
+    """Return the three images."""
     digits = assets.some_digits()
-    chosen = [digits.images[(digits.labels == digit).nonzero()[0, 0]] for digit in DIGITS]
-    return tuple(in_bytes(image) for image in chosen)
+    first = [(digits.labels == digit).nonzero()[0, 0] for digit in DIGITS]
+    return digits.images[torch.stack(first)]
 
 
 def line() -> dict[str, object]:
@@ -138,5 +139,19 @@ def line() -> dict[str, object]:
         "first": FIRST,
         "step": STEP,
         "bent": [round(place, 4) for place in bend(1.0).carried.tolist()],
-        "pictures": list(pictures()),
+        "pictures": [in_bytes(image) for image in images()],
     }
+
+
+class LineExplorer(Explorer):
+    """Explorer of the line under the three patches.
+
+    Attributes:
+        line: The patches, the images, and the nodes of a grid with their places on the bent line.
+    """
+
+    line = traitlets.Dict().tag(sync=True)
+
+    @traitlets.default("line")
+    def _the_line(self) -> dict[str, object]:
+        return line()

@@ -1,6 +1,6 @@
 // Squeeze the posterior of one digit: what the decoder rebuilds from it, and what both terms charge.
-import { announcer, begin, button, choice, digitCanvas, follow, make, number, pictureOf, saver, slider, valueCells, whenWanted } from "./controls.js";
-import { networkOf, sigmoid, tensorsOf } from "./network.js";
+import { announcer, begin, button, choice, digitCanvas, follow, make, number, pictureOf, saver, slider, valueCells } from "./controls.js";
+import { sigmoid, tensorsOf, whenDecoderIsWanted } from "./network.js";
 
 const PER_DECADE = 20, STEPS = 40, HALVING = 6; // six steps of a twentieth of a decade are a half
 const WIDTH = 360, HEIGHT = 200, LEFT = 42, RIGHT = 8, TOP = 8, BOTTOM = 30;
@@ -171,10 +171,8 @@ async function render({ model, el }) {
   // Only what is on the page knows the page's ink.
   thumbnails.forEach((thumbnail, i) => thumbnail.draw(images[i]));
   (model.get("pictures") ?? []).forEach((picture, i) => rebuilt[i].draw(pictureOf(picture)));
-  whenWanted(el, typeof model.get("decoder") !== "string", async () => {
-    status.textContent = "loading the decoder …";
-    decoder = await networkOf(model.get("decoder"));
-    status.textContent = "";
+  whenDecoderIsWanted(el, model, status, (loaded) => {
+    decoder = loaded;
     update();
   });
 }

@@ -1,6 +1,5 @@
 """Still pictures of the explorers, which a page shows before, or without, JavaScript."""
 
-import base64
 import io
 import math
 from typing import Any
@@ -176,7 +175,6 @@ def changes(shown: dict[str, Change]) -> bytes:
             3, len(shown), figsize=(6.4, 2.9), height_ratios=[4, 2, 2], sharex="row", sharey="row"
         )
         x, z = torch.linspace(-4.5, 4.5, 301), patches.nodes()
-        images = torch.stack([torch.tensor(list(base64.b64decode(p))) for p in patches.pictures()])
         colours = {"mismatch": plotting.AGGREGATED, "information": POSTERIOR}
         for (name, change), (line, digits, bars) in zip(shown.items(), axes.T, strict=True):
             parts = patches.quilt().component_distribution.log_prob(z[:, None]).exp() / 3
@@ -184,7 +182,7 @@ def changes(shown: dict[str, Change]) -> bytes:
             line.plot(change.carried, parts / change.slope[:, None], color=POSTERIOR, linewidth=1)
             line.plot(change.carried, parts.sum(1) / change.slope, color=plotting.AGGREGATED)
             line.set(title=name, xlim=(-4.5, 4.5), yticks=[])
-            plotting.images_in_grid(digits, images / 255, columns=3)
+            plotting.images_in_grid(digits, patches.images(), columns=3)
             costs = patches.costs(change)._asdict()
             names = [*costs][::-1]
             colour = [colours.get(each, "0.6") for each in names]

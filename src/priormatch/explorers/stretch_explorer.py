@@ -3,11 +3,10 @@
 import traitlets
 
 from priormatch.explorers import patches, stills
-from priormatch.explorers.base import Explorer
-from priormatch.explorers.patches import Costs
+from priormatch.explorers.patches import Costs, LineExplorer
 
 
-class StretchExplorer(Explorer):
+class StretchExplorer(LineExplorer):
     """Explorer of a line that is shifted and stretched under three patches.
 
     The mismatch is least where the codes have mean 0 and mean square 1.
@@ -15,7 +14,6 @@ class StretchExplorer(Explorer):
     Attributes:
         shift: What is added to each code, between -1 and 1.
         factor: By what each code is multiplied before, between 0.4 and 1.6.
-        line: The patches, the images, and the nodes of a grid.
 
     Introduced in "Why the mixture nearly matches".
     """
@@ -37,11 +35,6 @@ class StretchExplorer(Explorer):
 
     shift = traitlets.Float(0.0, min=-1.0, max=1.0).tag(sync=True)
     factor = traitlets.Float(1.0, min=0.4, max=1.6).tag(sync=True)
-    line = traitlets.Dict().tag(sync=True)
-
-    @traitlets.default("line")
-    def _the_line(self) -> dict[str, object]:
-        return patches.line()
 
     @property
     def costs(self) -> Costs:
