@@ -16,9 +16,9 @@ from torch.distributions import (
     Normal,
 )
 
-from priormatch import data
+from priormatch import data, densities
 from priormatch.data import Digits, binarized
-from priormatch.densities import choose, fit_gaussian
+from priormatch.densities import choose, fit_flow, fit_gaussian
 from priormatch.divergences import kl_between_gaussians
 from priormatch.estimate import average
 from priormatch.evidence import Grid, quadrature
@@ -77,6 +77,15 @@ def same_weights(one, other):
 
 def only_a_gaussian(codes, validation_codes, seed, aggregated=None):
     return choose({"Gaussian": fit_gaussian(codes)}, validation_codes)
+
+
+@contextlib.contextmanager
+def quick_fits(components, steps):
+    """One small mixture and a short flow: how good fits are is tested with the densities."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(densities, "mixture_sizes", lambda latent: (components,))
+        patch.setattr(densities, "fit_flow", functools.partial(fit_flow, steps=steps))
+        yield
 
 
 class Constant(nn.Module):

@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 from agreement import assert_agrees, assert_at_least, assert_at_most
+from small_world import quick_fits
 
 import priormatch
-from priormatch import densities
 from priormatch.estimate import Estimate
 
 SCALE = 0.3
@@ -25,12 +25,8 @@ def with_silent(means, scales, silent):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_fits():
-    """Small mixtures and a short flow: how good fits are is tested with the densities."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(densities, "mixture_sizes", lambda latent: (5,))
-        flow = densities.fit_flow
-        patch.setattr(densities, "fit_flow", lambda *given: flow(*given, steps=30))
+def small_fits():
+    with quick_fits(5, 30):
         yield
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from agreement import assert_agrees, assert_at_most
+from small_world import quick_fits
 from torch import nn
 from torch.distributions import (
     Categorical,
@@ -152,11 +153,8 @@ numbers = {name: function for name, function in OF_CODES.items() if name not in 
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_fits():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(densities, "mixture_sizes", lambda latent: (2,))
-        flow = densities.fit_flow
-        patch.setattr(densities, "fit_flow", lambda *given: flow(*given, steps=15))
+def small_fits():
+    with quick_fits(2, 15):
         yield
 
 
