@@ -29,8 +29,8 @@
   for (const number of document.querySelectorAll("a.number")) {
     // The browser's own tooltip would lie over the card; screen readers read the description.
     number.setAttribute("aria-description", number.title);
-    // A formula alone is no name of a link.
-    if (number.querySelector("math")) number.setAttribute("aria-label", number.title);
+    // A formula is read, but is no name of a link.
+    if (number.querySelector("math")) number.setAttribute("aria-label", number.textContent.trim());
     number.removeAttribute("title");
   }
 
