@@ -22,7 +22,7 @@ from execution import ROOT, Book
 
 pytestmark = pytest.mark.book
 
-SECONDS_PER_CHAPTER = 480
+SECONDS_PER_CHAPTER = 240
 """A chapter should take two minutes on two cores; a busy machine may need twice that."""
 
 # Which tests there are is read from the sources: nothing is executed while pytest collects.

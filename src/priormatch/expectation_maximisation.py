@@ -9,8 +9,9 @@ from torch import Tensor
 # Nats a code, and a variance in squared scales of the codes: the defaults of scikit-learn.
 _SMALLEST_GAIN, _SMALLEST_VARIANCE = 1e-3, 1e-6
 
-# Products of dimensions in memory at a time, and most codes that they belong to: 32 MB.
-_PRODUCTS, _BLOCK = 2**22, 4_000
+# Products of dimensions in memory at a time, and most codes that they belong to: what stays near a
+# processor is fast.
+_PRODUCTS, _BLOCK = 2**22, 1_000
 
 
 class Components(NamedTuple):
