@@ -16,6 +16,7 @@ LAYERS = (
     {"divergences", "degeneracy", "expectation_maximisation"},
     {"distributions"},
     {"models"},
+    {"codes", "known_prior"},
     {"objectives", "schedules"},
     {"recipe"},
     {"training"},
@@ -23,10 +24,14 @@ LAYERS = (
         *("mismatch", "densities", "evidence", "inference_gap", "samplers", "sample_quality"),
         *("line", "plotting", "reporting", "two_sample", "goodness_of_fit"),
     },
-    {"audit"},
+    {"summaries"},
+    {"measurement"},
+    {"advice", "report_figures"},
+    {"report"},
+    {"auditing"},
     {"experiments"},
     {"explorers"},
-    {"cli", "__init__"},
+    {"cli", "__init__", "__main__"},
 )
 """Modules and folders of modules; an import runs down, or stays in its layer."""
 

@@ -1,12 +1,14 @@
 """Codes that have no density: their law has atoms, or lies in fewer dimensions than it has."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from priormatch.checks import SMALLEST
+from priormatch.checks import SMALLEST, rows
+from priormatch.estimate import TooFewCodesError
 
 # Fewest codes that agree with others before a law counts as having atoms; at least 1 % must.
 _FEWEST_ATOMS = 5
@@ -99,3 +101,47 @@ def _agreement(counts: Tensor) -> float:
     if counts[counts > 1].sum().item() < max(_FEWEST_ATOMS, 0.01 * draws):
         return 0.0
     return (counts * (counts - 1.0)).sum().item() / (draws * (draws - 1.0))
+
+
+class CodesWithDensity(NamedTuple):
+    """Codes that have a density, and their moments in double precision.
+
+    Attributes:
+        codes: The codes.
+        location: Their mean.
+        scales: Their standard deviations.
+        correlations: Lower triangular factor of their correlations.
+    """
+
+    codes: Float[Tensor, "draws latent"]
+    location: Float[Tensor, " latent"]
+    scales: Float[Tensor, " latent"]
+    correlations: Float[Tensor, "latent latent"]
+
+
+def codes_with_density(codes: Float[Tensor, "draws latent"], needed: int = 0) -> CodesWithDensity:
+    """Return codes with their mean, scales, and factor of correlations, if they have a density.
+
+    Args:
+        codes: Codes of any origin, of shape ``(draws, latent)``.
+        needed: Least number of codes; there must be more than latent dimensions in any case.
+
+    Raises:
+        ShapeError: The codes are no matrix.
+        NonFiniteError: A code is infinite or not a number.
+        TooFewCodesError: There are fewer codes than that.
+        DegenerateCodesError: The codes lie in fewer dimensions, or have atoms.
+
+    >>> codes_with_density(torch.tensor([[-1.0], [0.0], [1.0]])).scales
+    tensor([1.], dtype=torch.float64)
+    """
+    codes = rows(codes)
+    needed = max(needed, codes.shape[1] + 1)
+    if len(codes) < needed:
+        raise TooFewCodesError(f"{needed} codes or more are needed, there are {len(codes)}")
+    repeated = atoms(codes)
+    if repeated:
+        raise DegenerateCodesError(repeated)
+    # Fits are in the number format of the codes, which resolves no narrower directions.
+    scales, correlations = correlation_factor(codes, 1e-3)
+    return CodesWithDensity(codes, codes.double().mean(0), scales, correlations)

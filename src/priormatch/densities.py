@@ -8,7 +8,8 @@ there are several candidates, and `fit_best` chooses one of them on validation c
 import copy
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,8 +24,10 @@ from torch.distributions import (
     AffineTransform,
     Categorical,
     Distribution,
+    Independent,
     MixtureSameFamily,
     MultivariateNormal,
+    Normal,
     TransformedDistribution,
 )
 
@@ -36,9 +39,8 @@ from priormatch.checks import (
     rows,
     vector,
 )
-from priormatch.degeneracy import DegenerateCodesError, atoms, correlation_factor
+from priormatch.degeneracy import DegenerateCodesError, codes_with_density
 from priormatch.distributions import AggregatedPosterior, PaddedDensity
-from priormatch.estimate import TooFewCodesError
 from priormatch.expectation_maximisation import Components, maximise_expectation
 from priormatch.mismatch import active_dimensions
 from priormatch.models import globally_seeded, standard_normal
@@ -52,8 +54,22 @@ _FEW, _STEPS_ON_FEW, _STEPS_ON_ALL = 10_000, 20, 10
 
 _BATCH, _LEARNING_RATE, _CHECKS = 500, 5e-3, 15
 
+# Latent dimensions beyond which mixtures are left out, and independent dimensions compete instead.
+_MOST_FOR_MIXTURES = 128
+
 # Draws of an aggregated posterior, from which the location and scale of a flow are estimated.
 _CODES = 10_000
+
+
+class FittedMixture(MixtureSameFamily):
+    """A mixture of Gaussians as expectation maximisation has left it.
+
+    Attributes:
+        gain: Nats a code that the last step gained. It is zero where the search converged; else a
+            longer one would fit better, and the bound, which is valid, would be tighter.
+    """
+
+    gain: float = 0.0
 
 
 class NoDensityError(ValueError):
@@ -69,12 +85,14 @@ class Fitted(NamedTuple):
         validation_log_density: Mean log density of the validation codes under each candidate, in
             nats. The choice makes the largest a little too high, so take bounds on other codes.
         failed: Candidates that could not be fitted, with the reason.
+        notes: What is to say about candidates, such as a search that had not converged.
     """
 
     name: str
     density: Distribution
     validation_log_density: dict[str, float]
     failed: dict[str, str]
+    notes: Mapping[str, str] = MappingProxyType({})
 
 
 def fit_gaussian(codes: Float[Tensor, "draws latent"]) -> MultivariateNormal:
@@ -95,14 +113,21 @@ def fit_gaussian(codes: Float[Tensor, "draws latent"]) -> MultivariateNormal:
     >>> fit_gaussian(torch.tensor([[-1.0], [0.0], [1.0]])).variance
     tensor([1.])
     """
-    known = _check(codes)
+    known = codes_with_density(codes)
     factor = known.scales[:, None] * known.correlations
     return MultivariateNormal(known.location.to(known.codes), scale_tril=factor.to(known.codes))
 
 
+def _fit_independent(codes: Float[Tensor, "draws latent"]) -> Independent:
+    """Return the Gaussian with the mean and variance of the codes in each dimension."""
+    known = codes_with_density(codes)
+    normal = Normal(known.location.to(known.codes), known.scales.to(known.codes))
+    return Independent(normal, 1)
+
+
 def fit_mixture(
     codes: Float[Tensor, "draws latent"], components: int, seed: int = 0
-) -> MixtureSameFamily:
+) -> FittedMixture:
     r"""Fit a mixture of Gaussians with full covariances by expectation maximisation.
 
     .. math:: r(z) = \sum_k w_k\, \mathcal N(z; m_k, S_k)
@@ -117,6 +142,9 @@ def fit_mixture(
         components: Number of Gaussians.
         seed: Decides where the search starts, and on which codes.
 
+    Returns:
+        The mixture. Its attribute ``gain`` is zero where the search converged.
+
     Raises:
         TooFewCodesError: There are fewer codes than components, or no more than dimensions.
         DegenerateCodesError: The codes lie in fewer dimensions, or have atoms.
@@ -125,7 +153,7 @@ def fit_mixture(
 
     Introduced in "The estimators on trial".
     """
-    known = _check(codes, components)
+    known = codes_with_density(codes, components)
     codes = known.codes
     # One unit for all dimensions, so that k-means, which starts the search, sees their proportions.
     unit = known.scales.square().mean().sqrt()
@@ -137,8 +165,10 @@ def fit_mixture(
         warnings.simplefilter("ignore", ConvergenceWarning)
         try:
             start = GaussianMixture(components, max_iter=1, random_state=seed).fit(some.numpy())
-            parts = (start.weights_, start.means_, start.covariances_)
-            found = Components(*map(torch.as_tensor, parts))
+            weights, means, covariances = map(
+                torch.as_tensor, (start.weights_, start.means_, start.covariances_)
+            )
+            found = Components(weights, means, covariances)
             found = maximise_expectation(some, found, _STEPS_ON_FEW)
             if len(codes) > _FEW:
                 found = maximise_expectation(standard, found, _STEPS_ON_ALL)
@@ -148,12 +178,14 @@ def fit_mixture(
                 f"{len(codes)} codes of {codes.shape[1]} dimensions leave a component of a mixture "
                 f"of {components} without a covariance: {error}"
             ) from None
-    return MixtureSameFamily(
-        Categorical(found[0].to(codes)),
+    mixture = FittedMixture(
+        Categorical(found.weights.to(codes)),
         MultivariateNormal(
-            (known.location + unit * found[1]).to(codes), scale_tril=factors.to(codes)
+            (known.location + unit * found.means).to(codes), scale_tril=factors.to(codes)
         ),
     )
+    mixture.gain = found.gain
+    return mixture
 
 
 def fit_mixture_by_class(
@@ -223,7 +255,7 @@ def fit_flow(
     # Where each batch is drawn anew, location and scale come from a fixed set of draws.
     generator = torch.Generator().manual_seed(seed)
     drawn = fresh.sample((_CODES,), generator=generator) if fresh else codes
-    known = _check(rows(drawn, columns=latent))
+    known = codes_with_density(rows(drawn, columns=latent))
     location, scale = known.location.to(known.codes), known.scales.to(known.codes)
     unseen = (validation_codes.to(location) - location) / scale
     steps = steps or (300 if latent <= 5 else 600)
@@ -275,9 +307,13 @@ def mixture_sizes(latent: int) -> tuple[int, ...]:
     long or overfit 55,000 codes. In two trainings with ten dimensions, 100 components would raise
     the density bound by 0.017 ± 0.006 and 0.038 ± 0.006 nats.
 
-    >>> mixture_sizes(2), mixture_sizes(10), mixture_sizes(50)
-    ((10, 200), (10, 50), (10, 20))
+    Beyond 128 dimensions a covariance has more numbers than codes settle, and its fit takes hours.
+
+    >>> mixture_sizes(2), mixture_sizes(10), mixture_sizes(50), mixture_sizes(500)
+    ((10, 200), (10, 50), (10, 20), ())
     """
+    if latent > _MOST_FOR_MIXTURES:
+        return ()
     if latent <= 3:
         return (10, 200)
     return (10, 50) if latent <= 20 else (10, 20)
@@ -311,8 +347,11 @@ def _fits(
     aggregated: AggregatedPosterior | None = None,
 ) -> dict[str, Callable[[], Distribution]]:
     """Return the functions that fit the candidates, by name."""
+    fits: dict[str, Callable[[], Distribution]] = {"Gaussian": lambda: fit_gaussian(codes)}
+    if codes.shape[1] > _MOST_FOR_MIXTURES:
+        fits["Gaussian of independent dimensions"] = lambda: _fit_independent(codes)
     return {
-        "Gaussian": lambda: fit_gaussian(codes),
+        **fits,
         **{
             f"mixture of {size}": functools.partial(fit_mixture, codes, size, seed)
             for size in mixture_sizes(codes.shape[1])
@@ -392,6 +431,7 @@ def fit_best(
     known = aggregated.marginal(*active) if aggregated else None
     densities: dict[str, Distribution] = {}
     failed: dict[str, str] = {}
+    notes: dict[str, str] = {}
     fits = _fits(codes[:, active], validation_codes[:, active], seed, known)
     for name, fit in fits.items():
         try:
@@ -400,9 +440,11 @@ def fit_best(
         except (ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
             failed[name] = str(error)
         else:
+            if isinstance(density, FittedMixture) and density.gain:
+                notes[name] = f"the last step of its search still gained {density.gain:.2g} nats"
             whole = len(active) == latent
             densities[name] = density if whole else PaddedDensity(density, active, latent)
-    return choose(densities, validation_codes, failed)
+    return choose(densities, validation_codes, failed)._replace(notes=notes)
 
 
 def _untrained_flow(latent: int) -> zuko.flows.Flow:
@@ -414,26 +456,3 @@ def _untrained_flow(latent: int) -> zuko.flows.Flow:
                 torch.nn.init.zeros_(parameter)
         return flow
     return zuko.flows.MAF(latent, transforms=3, hidden_features=(256, 256))
-
-
-class _Known(NamedTuple):
-    """Codes that have a density, and their moments in double precision."""
-
-    codes: Tensor
-    location: Tensor
-    scales: Tensor
-    correlations: Tensor
-
-
-def _check(codes: Tensor, needed: int = 0) -> _Known:
-    """Return codes with their mean, scales, and factor of correlations, if they have a density."""
-    codes = rows(codes)
-    needed = max(needed, codes.shape[1] + 1)
-    if len(codes) < needed:
-        raise TooFewCodesError(f"{needed} codes or more are needed, there are {len(codes)}")
-    repeated = atoms(codes)
-    if repeated:
-        raise DegenerateCodesError(repeated)
-    # Fits are in the number format of the codes, which resolves no narrower directions.
-    scales, correlations = correlation_factor(codes, 1e-3)
-    return _Known(codes, codes.double().mean(0), scales, correlations)

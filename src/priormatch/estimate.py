@@ -36,6 +36,8 @@ class Estimate:
         """Return the value and its error, rounded to two digits of the error, and the note."""
         if math.isnan(self.value):
             number = "not measured"
+        elif math.isinf(self.value):
+            number = "infinite" if self.value > 0 else "minus infinity"
         else:
             finite = 0 < self.standard_error < math.inf
             digits = decimals(self.standard_error, 2) if finite else 4

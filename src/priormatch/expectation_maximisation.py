@@ -1,5 +1,6 @@
 """Expectation maximisation for mixtures of Gaussians with full covariances, in matrix products."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -15,11 +16,19 @@ _PRODUCTS, _BLOCK = 2**22, 1_000
 
 
 class Components(NamedTuple):
-    """The components of a mixture of Gaussians, in double precision."""
+    """The components of a mixture of Gaussians, in double precision.
+
+    Attributes:
+        weights: Shares of the components, which sum to one.
+        means: Their means.
+        covariances: Their covariances.
+        gain: Nats a code that the last step gained; zero where the steps ended by themselves.
+    """
 
     weights: Float[Tensor, " components"]
     means: Float[Tensor, "components latent"]
     covariances: Float[Tensor, "components latent latent"]
+    gain: float = math.inf
 
 
 def maximise_expectation(
@@ -39,17 +48,17 @@ def maximise_expectation(
         steps: Most steps.
 
     Returns:
-        The mixture after the last step.
+        The mixture after the last step, and whether that still gained.
 
     Raises:
         torch.linalg.LinAlgError: A covariance is not positive definite.
     """
-    weights, means, covariances = start
+    weights, means, covariances = start[:3]
     latent = codes.shape[1]
     row, column = torch.triu_indices(latent, latent)
     twice = torch.where(row == column, 1.0, 2.0).double()
     few = max(1, min(_BLOCK, _PRODUCTS // len(row)))
-    before = -torch.inf
+    before, gain = -torch.inf, math.inf
     for _ in range(steps):
         factors = torch.linalg.cholesky(covariances)
         precision = torch.cholesky_inverse(factors)
@@ -73,7 +82,9 @@ def maximise_expectation(
         covariances -= means.unsqueeze(2) * means.unsqueeze(1)
         covariances += _SMALLEST_VARIANCE * torch.eye(latent, dtype=codes.dtype)
         weights = (mass / mass.sum()).squeeze(1)
-        if total / len(codes) - before < _SMALLEST_GAIN:
+        gain = total / len(codes) - before
+        if gain < _SMALLEST_GAIN:
+            gain = 0.0
             break
         before = total / len(codes)
-    return Components(weights, means, covariances)
+    return Components(weights, means, covariances, gain)

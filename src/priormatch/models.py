@@ -347,10 +347,10 @@ def draw(distribution: Distribution, generator: torch.Generator) -> Float[Tensor
     Args:
         distribution: Gaussians or others with reparameterised draws, such as posteriors or the
             prior.
-        generator: Source of the noise.
+        generator: Source of the noise, on any device.
 
     Returns:
-        Draws of shape ``(*batch, latent)``.
+        Draws of shape ``(*batch, latent)``, on the device of the distribution.
 
     Source: :cite:t:`kingma2014`, the reparameterisation trick; :cite:t:`jankowiak2018` for Betas.
 
@@ -359,8 +359,11 @@ def draw(distribution: Distribution, generator: torch.Generator) -> Float[Tensor
     family = distribution.base_dist if isinstance(distribution, Independent) else distribution
     if isinstance(family, Normal | MultivariateNormal):
         mean = distribution.mean
-        noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
-        return from_noise(distribution, noise)
+        # A generator draws on its own device only, and posteriors may lie on another one.
+        noise = torch.randn(
+            mean.shape, generator=generator, dtype=mean.dtype, device=generator.device
+        )
+        return from_noise(distribution, noise.to(mean.device))
     seed = torch.randint(2**63 - 1, (), generator=generator).item()
     with globally_seeded(int(seed)):
         return distribution.rsample()

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from small_world import TINY, only_a_gaussian, small_images
 
-from priormatch import audit, inference_gap
+from priormatch import inference_gap, measurement
 from priormatch.experiments import inference_gaps, study
 from priormatch.experiments.inference_gaps import measure
 from priormatch.inference_gap import refine
@@ -33,7 +33,7 @@ def test_a_model_is_measured_as_the_study_measures_it(small_world, posterior, mo
         assert of_part[2] >= of_part[3] > -0.1
         assert all(found[name].standard_error > 0 for name in names)
     if posterior == "gaussian":
-        monkeypatch.setattr(audit, "fit_best", only_a_gaussian)
+        monkeypatch.setattr(measurement, "fit_best", only_a_gaussian)
         by_study = study.measure(model, draws=300)
         for name in ("train_rate", "test_rate", "train_elbo", "test_elbo"):
             assert found[name].value == pytest.approx(by_study[name].value, rel=1e-6)

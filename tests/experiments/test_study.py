@@ -7,7 +7,7 @@ import torch
 from small_world import TINY, only_a_gaussian, same_weights, small_images
 from torch.distributions import kl_divergence
 
-from priormatch import audit, data
+from priormatch import data, measurement
 from priormatch.data import Digits, Source, binarized, load_mnist, source
 from priormatch.densities import choose, fit_gaussian, fit_mixture
 from priormatch.distributions import AggregatedPosterior
@@ -68,7 +68,7 @@ EXACT = ("exact_log_evidence", "exact_inference_gap")
 @pytest.fixture
 def small_world(monkeypatch):
     """Small images and quick measures."""
-    monkeypatch.setattr(audit, "fit_best", only_a_gaussian)
+    monkeypatch.setattr(measurement, "fit_best", only_a_gaussian)
     with small_images(monkeypatch, 300):
         yield
 
@@ -152,7 +152,7 @@ def test_each_measure_is_of_its_own_images(small_world, monkeypatch):
         fitted_on.extend((codes, validation_codes))
         return only_a_gaussian(codes, validation_codes, seed)
 
-    monkeypatch.setattr(audit, "fit_best", fit_best)
+    monkeypatch.setattr(measurement, "fit_best", fit_best)
     measured = measure(model, draws=2_000)
 
     generator = torch.Generator().manual_seed(1)
@@ -306,7 +306,7 @@ def test_the_row_of_a_stored_model_is_what_is_measured_of_it(full_mnist, monkeyp
     def only_the_best(codes, validation_codes, seed, aggregated):
         return choose({row["density"]: fit_mixture(codes, 200, seed)}, validation_codes)
 
-    monkeypatch.setattr(audit, "fit_best", only_the_best)
+    monkeypatch.setattr(measurement, "fit_best", only_the_best)
     measured = measure(pretrained.load("d2-seed0").model)
     assert measured["active_units"] == row["active_units"]
     for name in (*MEASURES, *EXACT):

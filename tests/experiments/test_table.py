@@ -19,7 +19,7 @@ import pytest
 import torch
 from small_world import OTHER_VALUES, TINY, small_images
 
-from priormatch import audit
+from priormatch import measurement
 from priormatch.densities import choose, fit_flow
 from priormatch.estimate import Estimate
 from priormatch.experiments import inference_gaps, sampler_study, store, study, uniform_interval
@@ -280,7 +280,7 @@ def test_threads_make_the_rows_that_one_makes(monkeypatch, tmp_path):
         flow = fit_flow(codes, validation_codes, seed, steps=30)
         return choose({"flow": flow}, validation_codes)
 
-    monkeypatch.setattr(audit, "fit_best", only_a_flow)
+    monkeypatch.setattr(measurement, "fit_best", only_a_flow)
     tables = []
     with small_images(monkeypatch, 300):
         for threads in (1, 3):
@@ -304,7 +304,7 @@ from pathlib import Path
 import torch
 sys.path.insert(0, sys.argv[1])
 from small_world import only_a_gaussian, pictures
-from priormatch import audit, data
+from priormatch import data, measurement
 from priormatch.data import Digits, Source
 from priormatch.experiments import store, study
 from priormatch.experiments.table import Table
@@ -314,7 +314,7 @@ digits = Digits(pictures(300), torch.zeros(300, dtype=torch.int64))
 data.load_mnist = study.load_mnist = lambda part: digits
 store.source = lambda: Source.FULL
 study.EQUAL_EPOCHS = 1
-audit.fit_best = only_a_gaussian
+measurement.fit_best = only_a_gaussian
 tiny = Recipe(latent_dimension=3, encoder_width=8, decoder_width=8, epochs=100)
 if __name__ == "__main__":
     folder = Path(sys.argv[2])

@@ -12,6 +12,7 @@ from priormatch.evidence.grid import Grid, GridError
 from priormatch.evidence.importance import (
     ImportanceBounds,
     average_bounds,
+    bounds_of_weights,
     importance_bounds,
     importance_bounds_by_prior,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "ImportanceBounds",
     "aggregated_exact_posterior",
     "average_bounds",
+    "bounds_of_weights",
     "exact_elbo",
     "exact_inference",
     "exact_inference_in_the_plane",

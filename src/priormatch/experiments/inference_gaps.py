@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from priormatch.audit import Measure
 from priormatch.data import PARTS, Part, binarized
 from priormatch.densities import fit_best
 from priormatch.estimate import average
@@ -22,6 +21,7 @@ from priormatch.mismatch import held_out_kl
 from priormatch.models import VAE, draw
 from priormatch.objectives import bound_parts_in_chunks
 from priormatch.recipe import Recipe
+from priormatch.summaries import Measure
 
 EXAMINED: tuple[Part, ...] = ("train", "test")
 """Parts of MNIST with a refined posterior for each image."""

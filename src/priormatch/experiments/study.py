@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import torch
 
-from priormatch.audit import Measure, summary
 from priormatch.data import PARTS, binarized, load_mnist
 from priormatch.densities import fit_mixture_by_class
 from priormatch.distributions import AggregatedPosterior
@@ -26,10 +25,12 @@ from priormatch.evidence import (
 )
 from priormatch.experiments import store
 from priormatch.experiments.table import Row, Table, columns
+from priormatch.measurement import summary
 from priormatch.mismatch import held_out_kl
 from priormatch.models import VAE, draw, encode
 from priormatch.objectives import bound_parts_in_chunks
 from priormatch.recipe import Recipe, build
+from priormatch.summaries import Measure
 from priormatch.training import Epoch, fastest_format, fit
 
 SEEDS = range(5)

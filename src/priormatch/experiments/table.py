@@ -21,11 +21,11 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from priormatch.audit import Measure
 from priormatch.data import prepare
 from priormatch.estimate import Estimate
 from priormatch.experiments import store
 from priormatch.recipe import Recipe
+from priormatch.summaries import Measure
 
 Row = dict[str, object]
 
