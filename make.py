@@ -146,8 +146,8 @@ def install(kind: str = "developer") -> int:
             return code
         which = constraints(versions)
         install_torch(which)
-        # pyproject.toml reads requirements.txt, so this installs every line of it.
-        if code := pip_install(*which, "--editable", "."):
+        # setup.py reads requirements.txt, so this installs every line of it.
+        if code := pip_install(*which, "--editable", ".[book]"):
             return code
         reader.write_text(versions)
     if kind == "developer" and not is_installed("developer", versions, reader, ROOT / DEVELOPERS):

@@ -1,7 +1,8 @@
-"""What pyproject.toml cannot say: where the project is, and what a wheel carries from outside src/.
+"""What pyproject.toml cannot say: where the project is, and what a wheel carries and needs.
 
 The address is that of ``_config.yml``, the only one in the project. The stored results are part of
-the package.
+the package. ``requirements.txt`` has one list of what the project needs: what stands above its line
+"# The book" is for the package, and the rest is the extra ``book``.
 """
 
 import re
@@ -32,4 +33,17 @@ class BuildWithResults(build_py):
 CONFIGURATION = Path(__file__).with_name("_config.yml").read_text(encoding="utf-8")
 (REPOSITORY,) = re.findall(r"^repository:\n  url: (\S+)$", CONFIGURATION, re.MULTILINE)
 
-setup(cmdclass={"build_py": BuildWithResults}, project_urls={"Source": REPOSITORY})
+PACKAGE, BOOK = (
+    [line for line in part.splitlines() if line and not line.startswith("#")]
+    for part in Path(__file__)
+    .with_name("requirements.txt")
+    .read_text(encoding="utf-8")
+    .split("\n# The book:")
+)
+
+setup(
+    cmdclass={"build_py": BuildWithResults},
+    project_urls={"Source": REPOSITORY},
+    install_requires=PACKAGE,
+    extras_require={"book": BOOK},
+)

@@ -23,7 +23,6 @@ from priormatch.densities import (
     DegenerateCodesError,
     Fitted,
     NoDensityError,
-    TooFewCodesError,
     choose,
     fit_best,
     fit_flow,
@@ -33,7 +32,7 @@ from priormatch.densities import (
 )
 from priormatch.distributions import AggregatedPosterior, PaddedDensity
 from priormatch.divergences import kl_between_gaussians
-from priormatch.estimate import average
+from priormatch.estimate import TooFewCodesError, average
 from priormatch.expectation_maximisation import Components, maximise_expectation
 from priormatch.mismatch import held_out_kl
 from priormatch.models import standard_normal

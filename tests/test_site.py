@@ -187,7 +187,7 @@ def test_chapters_can_be_downloaded_as_notebooks_that_say_what_they_need(site):
         page = site / f"{chapter}.html"
         link = parse(page).select_one("a[download]")["href"]
         downloaded = nbformat.read(page.parent / link, as_version=4)
-        assert "pip install git+https://" in downloaded.cells[0].source, chapter
+        assert 'pip install "priormatch[book] @ git+https://' in downloaded.cells[0].source, chapter
         source = nbformat.read(BOOK.source(chapter), as_version=4)
         assert downloaded.cells[1:] == source.cells, chapter
 

