@@ -31,6 +31,7 @@ MAKERS: dict[str, Callable[..., Explorer]] = {
     "squeeze": explorers.squeeze,
     "latent": explorers.latent,
     "draw": explorers.draw,
+    "drag": explorers.drag,
     "interval": explorers.interval,
     "bend": explorers.bend,
     "stretch": explorers.stretch,
@@ -790,3 +791,101 @@ def test_patches_by_slider(name, keys, visit):
         agree()
         assert abs(desk.value("mean")[0]) < 0.02
         assert abs(desk.value("square")[0] - 1) < 0.02
+
+
+# Ten intervals
+
+
+@pytest.fixture
+def drag_desk(visit) -> tuple[Desk, Callable[[], list[float]]]:
+    desk = visit("drag", has_touch=True)
+    truth = explorers.drag()
+
+    def agree() -> list[float]:
+        """Read the chosen digit and all bars; return its interval."""
+        truth.digit = int(desk.explorer.get_by_role("radio", checked=True).get_attribute("value"))
+        surface = desk.explorer.get_by_role("application").bounding_box()
+        pairs = {}
+        for row in desk.explorer.locator(".explorer-handles").all():
+            box = row.bounding_box()
+            starts = 10 * (box["x"] - surface["x"]) / surface["width"]
+            pairs[box["y"]] = [starts, starts + 10 * box["width"] / surface["width"]]
+        # From the top the digits are 0, 9, 8 and so on.
+        from_top = [pairs[y] for y in sorted(pairs)]
+        truth.intervals = [from_top[-digit % 10] for digit in range(10)]
+        own = [numbers(text)[0] for text in desk.explorer.locator("output").all_inner_texts()]
+        assert own == truth.intervals[truth.digit]
+        for name in ("rate", "information", "mismatch"):
+            assert agrees(desk.value(name)[0], getattr(truth.costs, name), 2), name
+        assert agrees(desk.value("missed")[0], 100 * truth.costs.missed, 0)
+        reverse = desk.explorer.locator("[data-value=reverse]").inner_text()
+        if math.isinf(truth.costs.reverse):
+            assert reverse == "infinite"
+        else:
+            assert agrees(numbers(reverse)[0], truth.costs.reverse, 2)
+        return own
+
+    return desk, agree
+
+
+def test_drag_an_interval_and_its_ends(drag_desk):
+    desk, agree = drag_desk
+    surface = desk.explorer.get_by_role("application")
+    assert agree() == [2, 3]
+
+    def drag(digit: int, start: float, end: float) -> list[float]:
+        height = (0.5 + -digit % 10) / 10
+        first, second = places(surface, (start / 10, height), (end / 10, height))
+        desk.tab.mouse.move(*first)
+        desk.tab.mouse.down()
+        desk.tab.mouse.move(*second)
+        desk.tab.mouse.up()
+        return agree()
+
+    assert drag(3, 2.5, 4.5) == [4, 5], "the middle moves it"
+    assert drag(3, 5, 7.2) == [4, 7.2], "an end stretches it"
+    assert drag(7, 6.05, 2.05) == [2, 7]
+    assert drag(7, 2, 9) == [6.6, 7], "no end passes the other"
+    assert drag(0, 9.5, 20) == [9, 10], "nothing leaves the interval"
+    assert drag(1, 4, 4) == [3.5, 4.5], "a click moves it there"
+    scroll = desk.tab.evaluate("scrollY")
+    desk.finger(*places(surface, (0.15, 0.85), (0.3, 0.85), (0.45, 0.85)))
+    assert agree() == [4, 5]
+    assert desk.tab.evaluate("scrollY") == scroll
+
+
+def test_drag_by_keys_sliders_and_buttons(drag_desk):
+    desk, agree = drag_desk
+    desk.explorer.get_by_role("radio", name="5", exact=True).focus()
+    desk.tab.keyboard.press("Space")
+    surface = desk.explorer.get_by_role("application")
+    surface.focus()
+    for keys, wanted in [
+        ("ArrowRight", [4.5, 5.5]),
+        ("Shift+ArrowLeft", [4.4, 5.4]),
+        ("ArrowUp ArrowUp", [3.8, 6]),
+        ("ArrowDown " * 9, [4.7, 5.1]),
+        ("ArrowLeft " * 12, [0, 0.4]),
+        ("Home", [4, 5]),
+    ]:
+        for key in keys.split():
+            desk.tab.keyboard.press(key)
+        assert agree() == wanted, keys
+    for label, value, wanted in [
+        ("from", 1.3, [1.3, 5]),
+        ("to", 9, [1.3, 9]),
+        ("from", 9, [8.6, 9]),
+    ]:
+        desk.explorer.get_by_label(label, exact=True).fill(str(value))
+        assert agree() == wanted
+    for name, words in [
+        ("All on everything", "Rate 0.00, information 0.00, mismatch 0.00 nats. The mixture is"),
+        ("Pile up", "mismatch 2.30 nats. No code reaches 90 % of the prior"),
+        ("Side by side", "information 2.30, mismatch 0.00 nats. The mixture is the prior"),
+    ]:
+        desk.explorer.get_by_role("button", name=name).click()
+        agree()
+        desk.tab.wait_for_function(
+            "words => document.querySelector('[aria-live=polite]').textContent.includes(words)",
+            arg=words,
+        )

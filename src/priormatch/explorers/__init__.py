@@ -6,6 +6,7 @@ static page it is a still picture with a caption, which `start.js` makes interac
 
 from priormatch.explorers.bend_explorer import BendExplorer
 from priormatch.explorers.dimensions_explorer import DimensionsExplorer
+from priormatch.explorers.drag_explorer import DragExplorer
 from priormatch.explorers.draw_explorer import DrawExplorer
 from priormatch.explorers.interval_explorer import IntervalExplorer
 from priormatch.explorers.kl_explorer import KLExplorer
@@ -18,6 +19,7 @@ kl = KLExplorer
 squeeze = SqueezeExplorer
 latent = LatentExplorer
 draw = DrawExplorer
+drag = DragExplorer
 interval = IntervalExplorer
 bend = BendExplorer
 stretch = StretchExplorer
@@ -27,6 +29,7 @@ dimensions = DimensionsExplorer
 __all__ = [
     "bend",
     "dimensions",
+    "drag",
     "draw",
     "interval",
     "kl",

@@ -101,6 +101,29 @@ export function setter(model) {
 export const valueCells = (names, tag = "dd") =>
   Object.fromEntries(names.map((name) => [name, make(tag, { class: "explorer-value", "data-value": name })]));
 
+/** Bars of costs in nats, of which the longest possible is `full`; `words` are their labels by name. */
+export function costBars(words, full) {
+  const cells = {};
+  const rows = Object.entries(words).flatMap(([name, label]) => {
+    const bar = make("span", { class: `explorer-bar explorer-bar-${name}` });
+    const value = make("dd", { class: "explorer-value", "data-value": name });
+    cells[name] = { bar, value };
+    return [make("dt", {}, label), value, make("dd", { class: "explorer-track", "aria-hidden": "true" }, bar)];
+  });
+  const length = (nats) => `${Math.min(100, (100 * nats) / full).toFixed(1)}%`;
+  return {
+    node: make("dl", { class: "explorer-bars" }, ...rows),
+    /** Show costs by name; a bar in `starts` begins where another one ends. */
+    update(costs, starts = {}) {
+      for (const [name, { bar, value }] of Object.entries(cells)) {
+        bar.style.width = length(costs[name]);
+        if (name in starts) bar.style.marginLeft = length(starts[name]);
+        value.textContent = `${number(costs[name], 2)} nats`;
+      }
+    },
+  };
+}
+
 /** Call `move(x, y)` in shares of the surface's size: for a mouse that hovers, or a finger that drags. */
 export function follow(surface, move, { hover = true } = {}) {
   const report = (event) => {

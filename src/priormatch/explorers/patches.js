@@ -1,5 +1,5 @@
 // Three patches on a line that is bent or stretched: their densities, their pictures, their costs.
-import { digitCanvas, make, number, pictureOf } from "./controls.js";
+import { costBars, digitCanvas, make, number, pictureOf } from "./controls.js";
 
 const WIDTH = 420, HEIGHT = 190, BASE = 150, REACH = 4.5, TOP = 0.62; // TOP of the densities
 const FULL = 1.4; // nats of the longest bar
@@ -99,24 +99,7 @@ export function figure(patches) {
 }
 
 /** Bars of the three costs. */
-export function bars() {
-  const cells = {};
-  const rows = Object.entries(BARS).flatMap(([name, words]) => {
-    const bar = make("span", { class: `explorer-bar explorer-bar-${name}` });
-    const value = make("dd", { class: "explorer-value", "data-value": name });
-    cells[name] = { bar, value };
-    return [make("dt", {}, words), value, make("dd", { class: "explorer-track", "aria-hidden": "true" }, bar)];
-  });
-  return {
-    node: make("dl", { class: "explorer-bars" }, ...rows),
-    update(costs) {
-      for (const [name, { bar, value }] of Object.entries(cells)) {
-        bar.style.width = `${Math.min(100, (100 * costs[name]) / FULL).toFixed(1)}%`;
-        value.textContent = `${number(costs[name], 2)} nats`;
-      }
-    },
-  };
-}
+export const bars = () => costBars(BARS, FULL);
 
 /** The costs in words, for who listens. */
 export const inWords = ({ reconstruction, information, mismatch }) =>

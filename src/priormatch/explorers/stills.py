@@ -15,7 +15,7 @@ from torch.distributions import Normal
 from priormatch import plotting
 from priormatch.divergences import kl_from_prior_per_dimension
 from priormatch.estimate import Estimate
-from priormatch.explorers import patches
+from priormatch.explorers import intervals, patches
 from priormatch.explorers.patches import Change
 from priormatch.plotting import POSTERIOR
 
@@ -188,4 +188,41 @@ def changes(shown: dict[str, Change]) -> bytes:
             colour = [colours.get(each, "0.6") for each in names]
             bars.barh(names, [costs[each] for each in names], color=colour)
             bars.set_xlabel("nats")
+        return png(figure)
+
+
+def ten_intervals(shown: dict[str, tuple[tuple[float, float], ...]]) -> bytes:
+    """Draw arrangements of ten intervals, their mixtures and their costs below."""
+    with plt.rc_context():
+        plotting.use_style()
+        figure, axes = plt.subplots(
+            3, len(shown), figsize=(6.4, 4.0), height_ratios=[4, 2, 2], sharex="row", sharey="row"
+        )
+        order = [*range(1, intervals.DIGITS), 0]
+        colours = list(plotting.DIGITS(order))
+        for (name, pairs), (bars, mixture, costs) in zip(shown.items(), axes.T, strict=True):
+            arrangement = torch.tensor(pairs)[order]
+            starts, ends = arrangement.T
+            bars.barh(list(map(str, order)), ends - starts, left=starts, color=colours)
+            bars.set(title=name, xlim=(0, 10))
+            edges, density = intervals.cells(arrangement)
+            tops = density.cumsum(0)
+            for top, part, colour in zip(tops, density, colours, strict=True):
+                below = (top - part).numpy()
+                mixture.stairs(top, edges, baseline=below, fill=True, color=colour)
+            mixture.axhline(0.1, color=plotting.PRIOR, linestyle="--")
+            mixture.set(xlim=(0, 10))
+            cost = intervals.costs(arrangement)
+            costs.barh("rate", cost.rate, color="0.6")
+            left = 0.0
+            for part, colour in {"information": POSTERIOR, "mismatch": plotting.AGGREGATED}.items():
+                nats = getattr(cost, part)
+                costs.barh("=", nats, left=left, color=colour)
+                if nats > 0.01:
+                    costs.text(left + nats + 0.05, 1, part, va="center", fontsize="small")
+                left += nats
+            costs.set(xlabel="nats", xlim=(0, 3.4))
+        axes[2, 0].invert_yaxis()
+        axes[0, 0].set_ylabel("digit")
+        axes[1, 0].set_ylabel("mixture")
         return png(figure)
