@@ -33,12 +33,13 @@ class LatentExplorer(Explorer):
     module = "latent"
     caption = (
         "Point at a code with the mouse or a finger, or use the arrow keys: the question’s own "
-        "decoder draws the digit in your browser. The colours are ln q(z) or, if chosen, how q(z) "
-        "compares with the prior; the circles hold 50, 90 and 99 % of the mass of N(0, I)."
+        "decoder draws the digit in your browser. The colours are ln q(z), or how it compares with "
+        "the prior’s ln p(z), blue for denser codes and red for thinner. The circles hold 50, 90 "
+        "and 99 % of the mass of N(0, I)."
     )
     alt = (
-        "A quilt of bright patches with dark seams between them and a ragged edge, the aggregated "
-        "posterior over the latent plane, with three circles of N(0, I) around the middle. "
+        "A quilt of patches with seams between them and a ragged edge, the aggregated posterior "
+        "over the latent plane, with three circles of N(0, I) around the middle. "
         "Beside it the digit that the decoder draws at the marked code."
     )
     heights = ("30rem", "44rem")
@@ -86,7 +87,10 @@ class LatentExplorer(Explorer):
     def still(self) -> bytes:
         """Return the still picture, a PNG."""
         pictures = {f"z = ({self.z[0]:.2f}, {self.z[1]:.2f})": self.picture}
-        return stills.quilt(assets.field().log_ratio, assets.axis(), self.z, pictures)
+        against_prior = self.view == "ratio"
+        return stills.quilt(
+            assets.field().log_ratio, assets.axis(), self.z, pictures, against_prior
+        )
 
     def initial_state(self) -> dict[str, object]:
         """Return the decoder's picture at z."""

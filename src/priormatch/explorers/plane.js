@@ -212,9 +212,9 @@ export class Plane {
   }
 
   /** Draw codes in the colours of their digits; values are pairs of coordinates in one array. */
-  dots(values, labels, radius = 1.7) {
+  dots(values, labels, radius = 1.7, colour = null) {
     for (let i = 0; i < labels.length; i++) {
-      this.context.fillStyle = DIGIT_COLOURS[labels[i]];
+      this.context.fillStyle = colour ?? DIGIT_COLOURS[labels[i]];
       this.context.beginPath();
       this.context.arc(...this.place([values[2 * i], values[2 * i + 1]]), radius * this.line, 0, 2 * Math.PI);
       this.context.fill();

@@ -65,19 +65,22 @@ def quilt(
     axis: Float[Tensor, " nodes"],
     z: tuple[float, ...],
     pictures: dict[str, Float[Tensor, " pixels"]],
+    against_prior: bool = False,
 ) -> bytes:
-    """Draw the quilt with a mark at z, and pictures beside it."""
+    """Draw the quilt's density, or its ratio to the prior's, a mark at z, and pictures."""
     with plt.rc_context():
         plotting.use_style()
         figure = plt.figure(figsize=(6.4, 3.9))
         names = [*pictures]
         layout: list[Any] = [["plane", name] for name in names]
         axes = figure.subplot_mosaic(layout, width_ratios=[3, 1])
-        coarse = axis[::2]
-        squares = coarse[:, None] ** 2 + coarse**2
-        log_density = log_ratio[::2, ::2] - 0.5 * squares - math.log(2 * math.pi)
-        x, values = coarse.numpy(), log_density.T.numpy()
-        axes["plane"].pcolormesh(x, x, values, cmap="viridis", clim=(-8, -1))
+        coarse, values = axis[::2], log_ratio[::2, ::2]
+        colours: dict[str, Any] = {"cmap": "RdBu", "clim": (-3, 3)}
+        if not against_prior:
+            squares = coarse[:, None] ** 2 + coarse**2
+            values = values - 0.5 * squares - math.log(2 * math.pi)
+            colours = {"cmap": "viridis", "clim": (-8, -1)}
+        axes["plane"].pcolormesh(coarse.numpy(), coarse.numpy(), values.T.numpy(), **colours)
         plotting.prior_circles(plotting.latent_plane(axes["plane"]))
         for colour, width in (("black", 4), ("white", 2)):
             axes["plane"].plot(*z, "o", ms=9, mfc="none", mec=colour, mew=width)

@@ -5,17 +5,17 @@ import { digitLegend, Plane } from "./plane.js";
 
 const WIDTH = 300, HEIGHT = 120, LEFT = 30, BOTTOM = 22;
 
-/** A small curve over the steps of the history, with a mark at the present one. */
-function curve(label, epochs, lines, top) {
+/** Small curves over the steps of the history, with marks at the present one; all but the first are dashed. */
+function curve(label, epochs, lines, top, colour) {
   const x = (step) => LEFT + (step / (epochs.length - 1)) * (WIDTH - LEFT - 8);
   const y = (value) => 8 + (1 - value / top) * (HEIGHT - BOTTOM - 8);
   const now = make("line", { class: "explorer-axis", y1: 4, y2: HEIGHT - BOTTOM });
-  const dots = lines.map(() => make("circle", { class: "explorer-point", r: 4.5 }));
+  const dots = lines.map(() => make("circle", { class: "explorer-point", r: 4.5, style: `fill:${colour}` }));
   const node = make("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": label },
     make("line", { class: "explorer-axis", x1: LEFT, x2: WIDTH, y1: HEIGHT - BOTTOM, y2: HEIGHT - BOTTOM }),
     ...[0, top].map((tick) => make("text", { x: LEFT - 5, y: y(tick) + 4, "text-anchor": "end" }, String(tick))),
     ...[...epochs].map((epoch, i) => make("text", { x: x(i), y: HEIGHT - 6, "text-anchor": "middle" }, String(epoch))), now,
-    ...lines.map((values) => make("path", { class: "explorer-q", d: values.map((value, i) => `${i ? "L" : "M"}${x(i).toFixed(1)} ${y(value).toFixed(1)}`).join("") })),
+    ...lines.map((values, k) => make("path", { style: `stroke:${colour}`, "stroke-dasharray": k ? "4 3" : null, d: values.map((value, i) => `${i ? "L" : "M"}${x(i).toFixed(1)} ${y(value).toFixed(1)}`).join("") })),
     ...dots);
   const at = (values, step) => values[Math.floor(step)] + (step % 1) * ((values[Math.ceil(step)] ?? 0) - values[Math.floor(step)]);
   return {
@@ -31,6 +31,13 @@ function curve(label, epochs, lines, top) {
   };
 }
 
+/** The same draws of N(0, 1) at each visit. */
+function normal(size) {
+  let seed = 333018;
+  const uniform = () => (seed = (16807 * seed) % 2147483647) / 2147483647;
+  return Float64Array.from({ length: size }, () => Math.sqrt(-2 * Math.log(uniform())) * Math.cos(2 * Math.PI * uniform()));
+}
+
 const roundedUp = (error) => Math.ceil(1000 * error) / 1000;
 
 async function render({ model, el }) {
@@ -39,6 +46,7 @@ async function render({ model, el }) {
   const set = setter(model);
   const say = announcer(el);
   const { epochs, labels } = history;
+  const priorDraws = normal(2 * labels.length);
   const last = epochs.length - 1, pairs = 2 * labels.length;
   let shown = model.get("step"); // between two steps while it moves
   let moving = null;
@@ -50,7 +58,8 @@ async function render({ model, el }) {
   const plane = new Plane(
     () => plane.circles(plane.ink, getComputedStyle(plane.node).getPropertyValue("--explorer-paper")),
     () => {
-      if (model.get("points") === "posteriors") plane.posteriors({ means: between(history.means), scales: between(history.scales), labels });
+      if (model.get("points") === "prior") plane.dots(priorDraws, labels, 2.2, plane.ink);
+      else if (model.get("points") === "posteriors") plane.posteriors({ means: between(history.means), scales: between(history.scales), labels });
       else plane.dots(between(history[model.get("points")]), labels, 2.2);
     },
   );
@@ -58,13 +67,13 @@ async function render({ model, el }) {
 
   const value = (name, step, k = 0) => history[name][2 * step + k];
   const series = (name) => Array.from(epochs, (_, i) => value(name, i));
-  const rate = curve("The rate over the epochs", epochs, [series("rate")], 8);
-  const mismatch = curve("The mismatch over the epochs, bounded from both sides", epochs, [series("in_sample_kl"), series("held_out_kl")], 1.5);
+  const rate = curve("The rate over the epochs", epochs, [series("rate")], 8, "var(--explorer-posterior)");
+  const mismatch = curve("The mismatch over the epochs, bounded from both sides", epochs, [series("in_sample_kl"), series("held_out_kl")], 1.5, "var(--explorer-aggregated)");
   const values = valueCells(["rate", "in_sample_kl", "held_out_kl"], "span");
   const range = slider({ label: "epoch", min: 0, max: last, step: 1, say: (step) => String(epochs[step]), input: set("step") });
   const points = choice({
     legend: "Codes as",
-    options: [["codes", "draws"], ["means", "means"], ["posteriors", "posteriors"]],
+    options: [["codes", "draws"], ["means", "means"], ["posteriors", "posteriors"], ["prior", "N(0, I) instead"]],
     change: set("points"),
   });
   const draw = () => {
@@ -111,7 +120,7 @@ async function render({ model, el }) {
     make("div", { class: "explorer-side" }, range.node, play, points.node,
       make("p", { class: "explorer-line" }, "rate ", values.rate, " nats"), rate.node,
       make("p", { class: "explorer-line" }, "mismatch: upper estimate ", values.in_sample_kl,
-        ", lower bound ", values.held_out_kl, " nats"), mismatch.node)));
+        ", lower bound (dashes) ", values.held_out_kl, " nats"), mismatch.node)));
   model.on("change:step", update);
   model.on("change:points", () => {
     points.update(model.get("points"));

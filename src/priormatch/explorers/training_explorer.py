@@ -14,16 +14,17 @@ class TrainingExplorer(Explorer):
 
     Attributes:
         step: Index of the stored epoch that is shown, counted from 0.
-        points: ``"codes"``, one draw from each posterior, ``"means"`` or ``"posteriors"``.
+        points: ``"codes"``, one draw from each posterior, ``"means"`` or ``"posteriors"``; or
+            ``"prior"``, as many draws of N(0, I).
 
     Introduced in "The latent picture".
     """
 
     module = "training"
     caption = (
-        "The codes of 500 test images while the question’s VAE was trained. Before the first epoch "
-        "every posterior is nearly N(0, I) and every mean the same point; then the rate grows and "
-        "the patches part. The circles hold 50, 90 and 99 % of the mass of N(0, I)."
+        "The codes of 500 test images while the question’s VAE was trained, and, to compare, as "
+        "many draws of N(0, I). The rate is the average KL of single posteriors, the mismatch that "
+        "of their average. The circles hold 50, 90 and 99 % of the mass of N(0, I)."
     )
     alt = (
         "Four panels with the codes of test images, coloured by digit, at four epochs: at first "
@@ -35,7 +36,7 @@ class TrainingExplorer(Explorer):
     carried: ClassVar[dict[str, str]] = {"history": "question-history"}
 
     step = traitlets.Int(0, min=0, max=len(history.EPOCHS) - 1).tag(sync=True)
-    points = traitlets.Enum(["codes", "means", "posteriors"], "codes").tag(sync=True)
+    points = traitlets.Enum(["codes", "means", "posteriors", "prior"], "codes").tag(sync=True)
     history = traitlets.Bytes().tag(sync=True)
 
     @property
