@@ -192,7 +192,7 @@ def test_steps_of_expectation_maximisation_are_those_of_scikit_learn(latent):
         warnings.simplefilter("ignore", ConvergenceWarning)
         theirs.fit(codes.numpy())
     parts = (theirs.weights_, theirs.means_, theirs.covariances_)
-    for one, other in zip(ours, parts, strict=True):
+    for one, other in zip(ours[:3], parts, strict=True):
         torch.testing.assert_close(one, torch.from_numpy(other), atol=1e-9, rtol=1e-9)
 
 

@@ -63,18 +63,20 @@ class Codes:
             if means is not None or given:
                 raise ShapeError("codes are either posteriors or draws alone, and not both")
             self._draws = rows(draws, "draws")
-        elif means is None or given != 1:
+            return
+        if means is None or given != 1:
             raise ShapeError(
                 "codes need means, with one of scales, log_variances and covariances; or draws "
                 "alone"
             )
-        elif covariances is not None:
-            factors = factor(covariances, "covariances").float()
+        means = as_tensor(means, "means")
+        if covariances is not None:
+            factors = factor(covariances, "covariances").to(means)
             self.mixture = AggregatedPosterior(means, scale_tril=factors).on_cpu()
-        else:
-            if log_variances is not None:
-                scales = _from_log_variances(means, log_variances)
-            self.mixture = AggregatedPosterior(means, scales).on_cpu()
+            return
+        if log_variances is not None:
+            scales = _from_log_variances(means, log_variances)
+        self.mixture = AggregatedPosterior(means, as_tensor(scales, "scales")).on_cpu()
 
     @classmethod
     def of(cls, mixture: AggregatedPosterior) -> "Codes":
@@ -174,11 +176,11 @@ class Codes:
         return Codes.of(AggregatedPosterior(moved, scale_tril=turned.to(moved)))
 
 
-def _from_log_variances(means: Any, log_variances: Any) -> Tensor:
+def _from_log_variances(means: Tensor, log_variances: Any) -> Tensor:
     """Return standard deviations, in the number format of the log variances."""
     values = as_tensor(log_variances, "log_variances").detach()
     check_finite(values, "log_variances")
-    same_shape(as_tensor(means, "means"), values, "means and log_variances")
+    same_shape(means, values, "means and log_variances")
     scales = torch.exp(0.5 * values.double())
     return scales.to(values.dtype) if scales.amin() > 1e-37 else scales
 

@@ -34,7 +34,7 @@ _CSS = """
 .priormatch ul { padding-left: 1.2em; margin: 0.4em 0; }
 .priormatch li { margin: 0.3em 0; }
 .priormatch .figures { display: grid; gap: 1.5rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); }
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
 .priormatch figure { margin: 0; }
 .priormatch svg { width: 100%; height: auto; }
 .priormatch figcaption { font-size: 0.9rem; }
@@ -83,7 +83,10 @@ class Report:
     @property
     def missing(self) -> dict[str, str]:
         """Why measures are missing, by name."""
-        return self.summary.missing
+        unprinted = ("_validation", "_of_dimensions")
+        return {
+            name: why for name, why in self.summary.missing.items() if not name.endswith(unprinted)
+        }
 
     @property
     def verdict(self) -> str:
@@ -156,8 +159,7 @@ class Report:
         """Return the measures that are missing, by the reason."""
         reasons: dict[str, list[str]] = {}
         for name, reason in self.missing.items():
-            if not name.endswith(("_validation", "_of_dimensions")):
-                reasons.setdefault(reason, []).append(name)
+            reasons.setdefault(reason, []).append(name)
         return reasons
 
     def _of_what(self) -> str:

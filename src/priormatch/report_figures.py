@@ -44,6 +44,9 @@ _STYLE: Any = {
 
 _SILENT, _MATCHED = "0.6", "#009E73"
 
+# Log density in the plane below which nothing is drawn: N(0, I) has 0.0001 of its mass there.
+_FAINTEST = math.log(1e-4 / (2 * math.pi))
+
 # Cells of the map along each axis, its half width, and posteriors that it is made of.
 _CELLS, _HALF, _POSTERIORS = 81, 4.0, 20_000
 
@@ -89,8 +92,11 @@ def seams(measured: Measured) -> ReportFigure | None:
     centre, half = _window(measured, first, second)
     axes = [torch.linspace(one - half, one + half, _CELLS) for one in centre]
     nodes = torch.cartesian_prod(*axes)
-    ratio = (log_density(plane, nodes) - log_density(law, nodes, "the prior")).clamp(-3, 3)
-    thin = float((ratio < -1).double().mean())
+    of_codes, of_prior = log_density(plane, nodes), log_density(law, nodes, "the prior")
+    # Where neither has mass worth a look, the ratio is that of two tails.
+    seen = torch.maximum(of_codes, of_prior) > _FAINTEST
+    ratio = (of_codes - of_prior).clamp(-3, 3).where(seen, torch.tensor(math.nan))
+    thin = float((ratio[seen] < -1).double().mean())
 
     def paint(ax: Axes) -> None:
         mesh = ax.pcolormesh(
@@ -107,7 +113,8 @@ def seams(measured: Measured) -> ReportFigure | None:
                 size = math.sqrt(-2 * math.log1p(-mass))
                 ax.plot(size * np.cos(turn), size * np.sin(turn), color="0.35", linewidth=0.9)
         ax.set(xlabel=f"latent dimension {first}", ylabel=f"latent dimension {second}")
-        ax.set(xlim=(axes[0][0], axes[0][-1]), ylim=(axes[1][0], axes[1][-1]))
+        (left, right), (low, high) = (one[[0, -1]].tolist() for one in axes)
+        ax.set(xlim=(left, right), ylim=(low, high))
         ax.set_aspect("equal")
         bar = ax.figure.colorbar(mesh, ax=ax, shrink=0.8)
         bar.set_label("ln q − ln p, nats")
@@ -120,7 +127,7 @@ def seams(measured: Measured) -> ReportFigure | None:
         "seams",
         _svg(paint, "seams", 3.6),
         f"Map of {pair}: red where codes are rarer than under {measured.prior.name}, blue where "
-        f"they are more frequent. In {thin:.0%} of the square they are rarer by a factor of e.",
+        f"they are more frequent. In {thin:.0%} of the map they are rarer by a factor of e.",
         f"Seams in {pair}{chosen}. A draw of {measured.prior.name} in a red place has few codes "
         f"near it.{circles}",
     )

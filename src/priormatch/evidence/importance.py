@@ -158,12 +158,18 @@ def _pareto_k(log_weights: Float[Tensor, "draws examples"]) -> Float[Tensor, " e
     draws = len(log_weights)
     if draws < _FEWEST_FOR_A_TAIL:
         return torch.full_like(log_weights[0], math.inf)
+    # Weights that are all equal, as under the exact posterior, have no tail to fit.
+    varied = log_weights.amax(0) - log_weights.amin(0) > 1e-6
+    if not varied.all():
+        found = torch.full_like(log_weights[0], -math.inf)
+        if varied.any():
+            found[varied] = _pareto_k(log_weights[:, varied])
+        return found
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         # The warning of a large k repeats the returned number.
         warnings.simplefilter("ignore", UserWarning)
         # The function expects log-likelihoods, the negatives of log weights.
         _, shapes = array_stats.psislw(-log_weights.numpy(), axis=0)
-    # Weights that are all equal have no tail to fit.
     return torch.as_tensor(np.atleast_1d(shapes)).double().nan_to_num(nan=-math.inf)
 
 
