@@ -78,9 +78,9 @@ def matched():
 def shifted():
     location = [0.6, 0.0]
     return audit(
-        gaussian_codes(4_000, location, 1.0, 0),
-        gaussian_codes(2_000, location, 1.0, 1),
-        draws=2_000,
+        gaussian_codes(2_000, location, 1.0, 0),
+        gaussian_codes(1_000, location, 1.0, 1),
+        draws=1_000,
     )
 
 

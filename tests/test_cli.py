@@ -22,8 +22,14 @@ NOT_OF_THE_CORE = (
 
 PROGRAM = f"""
 import functools, sys
-for name in {NOT_OF_THE_CORE!r}:
-    sys.modules[name] = None
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+    def find_spec(self, name, *others):
+        return None if name in {NOT_OF_THE_CORE!r} else self.finder.find_spec(name, *others)
+sys.meta_path[:] = map(Without, sys.meta_path)
 from priormatch import densities
 from priormatch.cli import main
 densities.mixture_sizes = lambda latent: (3,)
