@@ -13,7 +13,7 @@ const ARRANGEMENTS = {
   "All on everything": () => [0, LENGTH],
   "Pile up": () => [4.5, 5.5],
 };
-const PRICES = { rate: "rate", information: "information I[digit; z]", mismatch: "mismatch KL(q‖p)" };
+const PRICES = { rate: "rate", information: "information I[k; z]", mismatch: "mismatch KL(q‖p)" };
 
 const sum = (values) => values.reduce((total, value) => total + value, 0);
 const within = (value, low, high) => Math.min(high, Math.max(low, value));
