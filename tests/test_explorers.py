@@ -1,6 +1,5 @@
 """The explorers in a real browser: their pages, and every control of theirs."""
 
-import base64
 import functools
 import math
 import re
@@ -27,6 +26,7 @@ from priormatch.plotting import DIGITS
 pytestmark = pytest.mark.book
 
 MAKERS: dict[str, Callable[..., Explorer]] = {
+    "twenty": explorers.twenty,
     "kl": explorers.kl,
     "squeeze": explorers.squeeze,
     "latent": explorers.latent,
@@ -437,6 +437,42 @@ def test_latent_draws_within_a_frame(latent_desk, record_property, say):
     assert median < 16
 
 
+# Twenty codes
+
+
+def test_twenty_by_button_and_choice(visit):
+    desk, truth = visit("twenty"), explorers.twenty()
+    desk.explorer.hover()
+    desk.tab.wait_for_function("!document.querySelector('.explorer-status').textContent")
+
+    def agree() -> None:
+        for side, source in (("prior", "prior"), ("other", truth.source)):
+            told = truth.told(source)
+            assert desk.value(f"{side}-thin")[0] == told.in_seams
+            assert agrees(desk.value(f"{side}-near")[0], told.nearest_patch, 2)
+            frames = desk.explorer.locator(f".explorer-sheet:has([data-value={side}-thin]) canvas")
+            labels = frames.evaluate_all("all => all.map(c => c.getAttribute('aria-label'))")
+            assert [label.endswith("in a seam") for label in labels] == (
+                truth.draws(source).log_ratio < -math.log(10)
+            ).tolist()
+            shown = np.array(frames.evaluate_all(TRIO))
+            assert np.abs(shown - truth.pictures(source).numpy()).max() < 0.003
+
+    agree()
+    for _ in range(3):
+        desk.explorer.get_by_role("button").click()
+        truth.turn += 1
+    assert truth.told("prior").in_seams > 0
+    agree()
+    desk.explorer.get_by_role("radio", name="a fitted mixture").check()
+    truth.source = "mixture"
+    agree()
+    desk.tab.wait_for_function(
+        "/draws of the fitted mixture lie in seams/"
+        ".test(document.querySelector('[aria-live=polite]').textContent)"
+    )
+
+
 # Draw an X
 
 
@@ -753,12 +789,12 @@ TRIO = """canvases => canvases.map(c => [...c.getContext("2d").getImageData(0, 0
 def test_patches_by_slider(name, keys, visit):
     desk, truth = visit(name, has_touch=True), MAKERS[name]()
     label, moved = keys
-    images = np.stack([np.frombuffer(base64.b64decode(p), np.uint8) for p in patches.pictures()])
+    images = patches.images().numpy()
 
     def agree() -> np.ndarray:
         for cost, value in truth.costs._asdict().items():
             assert agrees(desk.value(cost)[0], value, 2), cost
-        return np.array(desk.explorer.locator("canvas").evaluate_all(TRIO)) - images / 255
+        return np.array(desk.explorer.locator("canvas").evaluate_all(TRIO)) - images
 
     assert np.abs(agree()).max() < 0.1, "each code is in the middle of its patch"
     desk.explorer.get_by_label(label, exact=True).focus()

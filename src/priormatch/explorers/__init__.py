@@ -14,7 +14,9 @@ from priormatch.explorers.latent_explorer import LatentExplorer
 from priormatch.explorers.squeeze_explorer import SqueezeExplorer
 from priormatch.explorers.stretch_explorer import StretchExplorer
 from priormatch.explorers.training_explorer import TrainingExplorer
+from priormatch.explorers.twenty_explorer import TwentyExplorer
 
+twenty = TwentyExplorer
 kl = KLExplorer
 squeeze = SqueezeExplorer
 latent = LatentExplorer
@@ -37,4 +39,5 @@ __all__ = [
     "squeeze",
     "stretch",
     "training",
+    "twenty",
 ]

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.distributions import Independent, kl_divergence
 
 from priormatch.data import Digits, binarized
+from priormatch.densities import fit_mixture
 from priormatch.distributions import INTERVAL, AggregatedPosterior
 from priormatch.experiments import pretrained
 from priormatch.explorers import history, slices
 from priormatch.line import density_by_digit
-from priormatch.models import VAE, encode
+from priormatch.models import VAE, encode, globally_seeded
 
 SUFFIX: Final = ".safetensors.gz"
 
@@ -232,6 +233,53 @@ def packed_squeezed() -> dict[str, Tensor]:
     }
 
 
+TWENTY: Final = 20
+"""Codes that are drawn at a time."""
+
+TURNS: Final = 50
+"""How often a reader can draw before the first codes come again."""
+
+
+class Drawn(NamedTuple):
+    """Codes, in half precision as a page has them.
+
+    Attributes:
+        codes: The codes.
+        log_ratio: Log ratio ln q(z)/p(z) in nats.
+        distance: Distance to the nearest training posterior, in scales of that posterior.
+    """
+
+    codes: Float[Tensor, "draws 2"]
+    log_ratio: Float[Tensor, " draws"]
+    distance: Float[Tensor, " draws"]
+
+
+@functools.cache
+def drawn_codes() -> dict[str, Drawn]:
+    """Return draws of the prior, of the quilt, and of 50 Gaussians fitted to draws of the quilt."""
+    aggregated, generator = quilt().aggregated, torch.Generator().manual_seed(8)
+    prior = vae().prior
+    fitted = fit_mixture(aggregated.sample((10_000,), generator=generator), 50, 0)
+    drawn = {}
+    for name, source in {"prior": prior, "quilt": aggregated, "mixture": fitted}.items():
+        with globally_seeded(8):
+            codes = source.sample((TWENTY * TURNS,)).half()
+        exact = codes.float()
+        log_ratio = aggregated.log_prob(exact) - prior.log_prob(exact)
+        distance = aggregated.distance_to_nearest(exact)
+        drawn[name] = Drawn(codes, log_ratio.half(), distance.half())
+    return drawn
+
+
+def packed_twenty() -> dict[str, Tensor]:
+    """Return the draws of `drawn_codes`, as a page reads them."""
+    return {
+        f"{source}.{name}": values
+        for source, drawn in drawn_codes().items()
+        for name, values in drawn._asdict().items()
+    }
+
+
 INTERVAL_STEP: Final = 0.01
 """Step of z along the interval (0, 10), whose ends z does not reach."""
 
@@ -285,6 +333,7 @@ FILES: Final[dict[str, Callable[[], dict[str, Tensor]]]] = {
     "question-codes": packed_codes,
     "test-digits": packed_digits,
     "squeezed-posteriors": packed_squeezed,
+    "twenty-codes": packed_twenty,
     "question-history": history.load,
     "interval-decoder": lambda: packed_weights(vae("interval").decoder),
     "interval-codes": packed_interval,

@@ -6,8 +6,9 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
 from torch.distributions import Normal
@@ -87,6 +88,34 @@ def quilt(
         for name in names:
             plotting.images_in_grid(axes[name], pictures[name][None], columns=1)
             axes[name].set_xlabel(name, fontsize="small")
+        return png(figure)
+
+
+def twenty(
+    log_ratio: Float[Tensor, "nodes nodes"],
+    axis: Float[Tensor, " nodes"],
+    codes: list[Float[Tensor, "draws 2"]],
+    pictures: list[Float[Tensor, "draws pixels"]],
+    in_seams: list[Bool[Tensor, " draws"]],
+) -> bytes:
+    """Draw two lots of codes on the map of seams, and between their decoded pictures."""
+    with plt.rc_context():
+        plotting.use_style()
+        figure, (left, plane, right) = plt.subplots(
+            1, 3, figsize=(7.4, 3.1), width_ratios=[4, 5.2, 4]
+        )
+        x, values = axis[::2].numpy(), log_ratio[::2, ::2].T.numpy()
+        plane.pcolormesh(x, x, values, cmap="RdBu", clim=(-3, 3))
+        plotting.prior_circles(plotting.latent_plane(plane))
+        plane.scatter(*codes[0].T, s=20, facecolors="none", edgecolors="black", linewidths=1.4)
+        plane.scatter(*codes[1].T, s=14, color="black", edgecolors="white", linewidths=0.8)
+        for ax, digits, thin in zip((left, right), pictures, in_seams, strict=True):
+            plotting.images_in_grid(ax, digits, columns=4)
+            for i in thin.nonzero().flatten().tolist():
+                corner = (28 * (i % 4) - 0.5, 28 * (i // 4) - 0.5)
+                ax.add_patch(Rectangle(corner, 28, 28, fill=False, color="#b1182b", linewidth=2))
+        left.set_xlabel("draws of N(0, I)")
+        right.set_xlabel("draws of the quilt")
         return png(figure)
 
 
