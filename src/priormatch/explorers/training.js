@@ -72,8 +72,8 @@ async function render({ model, el }) {
   const values = valueCells(["rate", "in_sample_kl", "held_out_kl"], "span");
   const range = slider({ label: "epoch", min: 0, max: last, step: 1, say: (step) => String(epochs[step]), input: set("step") });
   const points = choice({
-    legend: "Codes as",
-    options: [["codes", "draws"], ["means", "means"], ["posteriors", "posteriors"], ["prior", "N(0, I) instead"]],
+    legend: "Show",
+    options: [["codes", "draws"], ["means", "means"], ["posteriors", "posteriors"], ["prior", "N(0, I)"]],
     change: set("points"),
   });
   const draw = () => {
