@@ -33,12 +33,11 @@ class BuildWithResults(build_py):
 CONFIGURATION = Path(__file__).with_name("_config.yml").read_text(encoding="utf-8")
 (REPOSITORY,) = re.findall(r"^repository:\n  url: (\S+)$", CONFIGURATION, re.MULTILINE)
 
+LINES = Path(__file__).with_name("requirements.txt").read_text(encoding="utf-8").splitlines()
+(MARK,) = (place for place, line in enumerate(LINES) if line.startswith("# The book:"))
 PACKAGE, BOOK = (
-    [line for line in part.splitlines() if line and not line.startswith("#")]
-    for part in Path(__file__)
-    .with_name("requirements.txt")
-    .read_text(encoding="utf-8")
-    .split("\n# The book:")
+    [line for line in part if line and not line.startswith("#")]
+    for part in (LINES[:MARK], LINES[MARK:])
 )
 
 setup(
