@@ -41,6 +41,7 @@ def gap_of_the_best_diagonal():
     return 0.5 * (PRECISION.diagonal().log().sum() - PRECISION.logdet()).item()
 
 
+@pytest.mark.slow
 def test_a_refined_posterior_is_the_best_of_its_family():
     vae, images = correlated()
     with torch.no_grad():

@@ -156,6 +156,7 @@ def test_standard_errors_of_the_mixture_measures_are_honest():
 @pytest.mark.parametrize(
     ("latent", "spread", "shift"), [(1, 1.0, 0.0), (2, 1.0, 0.0), (2, 1.5, 0.0), (2, 0.6, 0.5)]
 )
+@pytest.mark.slow
 def test_the_sandwich_holds_the_truth(latent, spread, shift):
     examples, truth = population(latent, spread, shift)
     train = encoded(examples, 20_000)
@@ -298,7 +299,9 @@ def test_active_units_counts_the_means_that_vary_by_more_than_a_hundredth():
     assert active_units(aggregated, threshold=0.001) == 3
 
 
-@pytest.mark.parametrize("latent", [2, 10, 20, 50])
+@pytest.mark.parametrize(
+    "latent", [2, 10, *(pytest.param(latent, marks=pytest.mark.slow) for latent in (20, 50))]
+)
 @pytest.mark.parametrize("kind", ["shifted", "scaled", "rotated"])
 def test_measures_of_a_gaussian_are_its_closed_forms(kind, latent):
     mean, covariance = gaussian(kind, latent)
@@ -416,7 +419,10 @@ def scattered(components, narrowest):
     return aggregated, aggregated.sample((5_000,), generator=generator)
 
 
-@pytest.mark.parametrize(("components", "narrowest"), [(1_000, 0.005), (60_000, 0.02)])
+@pytest.mark.parametrize(
+    ("components", "narrowest"),
+    [(1_000, 0.005), pytest.param(60_000, 0.02, marks=pytest.mark.slow)],
+)
 def test_interpolated_marginals_are_exact(components, narrowest):
     aggregated, codes = scattered(components, narrowest)
     prior = standard_normal(1)

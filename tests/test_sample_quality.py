@@ -97,6 +97,7 @@ def test_the_jackknife_tells_the_spread_of_the_frechet_distance():
     assert 0.75 * spread < claimed < 1.25 * spread
 
 
+@pytest.mark.slow
 def test_the_frechet_distance_of_equal_laws_falls_with_the_number_of_pictures():
     def floor(size):
         pairs = [
@@ -142,6 +143,7 @@ def test_class_imbalance_is_the_total_variation_with_its_null_band():
     assert off.estimate.standard_error == pytest.approx(variance**0.5, rel=0.35)
 
 
+@pytest.mark.slow
 def test_a_band_of_equal_classes_holds_95_of_100_sets():
     random = torch.Generator().manual_seed(0)
     inside = 0

@@ -63,6 +63,7 @@ def test_nothing_depends_on_the_global_generator():
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.slow
 def test_mixed_precision_trains_as_well_and_repeats_itself():
     recipe = dataclasses.replace(SMALL, epochs=20)
     single = small_fit(recipe)

@@ -36,6 +36,7 @@ def known_classifier(monkeypatch):
 
 
 @pytest.mark.usefixtures("known_classifier")
+@pytest.mark.slow
 def test_standard_errors_of_a_known_classifier_are_honest():
     generator = torch.Generator().manual_seed(0)
     tests = [
@@ -60,6 +61,7 @@ def inside(statistics):
 
 
 @pytest.mark.usefixtures("known_classifier")
+@pytest.mark.slow
 def test_null_bands_of_a_known_classifier_hold_what_they_say():
     generator = torch.Generator().manual_seed(0)
     tests = [
@@ -194,6 +196,7 @@ def test_the_radius_of_a_match_lies_in_its_null_bands():
     assert_honest(inside([one.distance for one in radii]))
 
 
+@pytest.mark.slow
 def test_the_errors_of_the_radius_are_honest():
     generator = torch.Generator().manual_seed(0)
     radii = [radius(0.7 * torch.randn(1_000, 4, generator=generator)) for _ in range(300)]
@@ -224,7 +227,8 @@ def mmd_of_gaussian(latent, spread, shift, beta):
 
 
 @pytest.mark.parametrize(
-    ("latent", "spread", "shift"), [(1, 1.5, 0.0), (2, 1.0, 0.3), (20, 1.2, 0)]
+    ("latent", "spread", "shift"),
+    [(1, 1.5, 0.0), (2, 1.0, 0.3), pytest.param(20, 1.2, 0, marks=pytest.mark.slow)],
 )
 @pytest.mark.parametrize("beta", [None, 0.7])
 def test_the_discrepancy_of_a_gaussian_is_its_closed_form(latent, spread, shift, beta):

@@ -231,6 +231,7 @@ def test_draws_and_quadrature_agree_on_trained_digits(question, question_exact):
     assert relative.max() < 0.1
 
 
+@pytest.mark.slow
 def test_the_evidence_of_trained_digits_is_above_what_draws_find(question, question_exact):
     vae, images = question
     bounds = importance_bounds(vae, images, 50, seeded(0))

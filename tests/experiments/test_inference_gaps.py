@@ -22,6 +22,7 @@ def small_world(monkeypatch):
 
 
 @pytest.mark.parametrize("posterior", ["gaussian", "full covariance"])
+@pytest.mark.slow
 def test_a_model_is_measured_as_the_study_measures_it(small_world, posterior, monkeypatch):
     model = build(replace(TINY, posterior=posterior)).eval().requires_grad_(False)
     found = measure(model)
@@ -42,6 +43,7 @@ def test_a_model_is_measured_as_the_study_measures_it(small_world, posterior, mo
         assert abs(one.value - other.value) < 5 * apart
 
 
+@pytest.mark.slow
 def test_a_row_holds_the_recipe_and_the_measures_of_its_converged_model(small_world, tmp_path):
     recipe = replace(TINY, posterior="full covariance")
     (row,) = inference_gaps.train_and_measure(recipe, tmp_path)

@@ -35,6 +35,7 @@ QUALITY = ["frechet_distance", "precision", "recall", "confidence", "nearest_dis
 
 
 @pytest.mark.parametrize("latent", [2, 3])
+@pytest.mark.slow
 def test_every_sampler_has_a_row_with_its_gain_and_its_pictures(small_world, tmp_path, latent):
     recipe = replace(TINY, latent_dimension=latent)
     table = pd.DataFrame(sampler_study.train_and_measure(recipe, tmp_path)).set_index("sampler")
@@ -56,6 +57,7 @@ def test_every_sampler_has_a_row_with_its_gain_and_its_pictures(small_world, tmp
     assert table.loc["Gaussian", "gain"] == pytest.approx(gain.mean().item(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_model_with_a_vamp_prior_has_its_prior_as_its_sampler(small_world, tmp_path):
     table = pd.DataFrame(sampler_study.train_and_measure(replace(TINY, prior="vamp"), tmp_path))
     assert table["sampler"].tolist() == ["prior", "validation posteriors"]

@@ -73,6 +73,7 @@ def small_world(monkeypatch):
         yield
 
 
+@pytest.mark.slow
 def test_a_row_holds_the_recipe_and_every_measure_with_its_error(small_world, tmp_path):
     equal, converged = train_and_measure(TINY, tmp_path, draws=300)
     assert (equal["stage"], converged["stage"]) == STAGES
@@ -105,6 +106,7 @@ def test_a_row_holds_the_recipe_and_every_measure_with_its_error(small_world, tm
         (None, torch.float32),
     ],
 )
+@pytest.mark.slow
 def test_training_takes_the_format_that_the_processor_is_fast_in(
     small_world, monkeypatch, tmp_path, known, expected
 ):
@@ -122,6 +124,7 @@ def test_training_takes_the_format_that_the_processor_is_fast_in(
     assert same_weights(kept.converged, halved)
 
 
+@pytest.mark.slow
 def test_a_row_tells_how_its_model_was_trained_and_not_where_it_is_measured(
     small_world, monkeypatch, tmp_path
 ):
@@ -133,6 +136,7 @@ def test_a_row_tells_how_its_model_was_trained_and_not_where_it_is_measured(
     }
 
 
+@pytest.mark.slow
 def test_each_measure_is_of_its_own_images(small_world, monkeypatch):
     """The parts' codes lie apart, so that a measure of others, or another measure, is far off."""
     pixel = torch.arange(784)
@@ -200,11 +204,13 @@ def test_each_measure_is_of_its_own_images(small_world, monkeypatch):
         torch.testing.assert_close(seen.mean(0), codes[part].mean(0), atol=0.2, rtol=0)
 
 
+@pytest.mark.slow
 def test_the_same_model_is_measured_alike(small_world):
     model = build(TINY).eval()
     assert measure(model, draws=300) == measure(model, draws=300)
 
 
+@pytest.mark.slow
 def test_the_exact_evidence_is_sought_as_far_out_as_it_lies(small_world, monkeypatch):
     model = build(TINY).eval()
     wide = measure(model, draws=300)

@@ -7,8 +7,9 @@ from priormatch.explorers import assets
 from priormatch.explorers.assets import Thinness
 from priormatch.mismatch import hole_share
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 def test_the_grid_is_the_density_of_the_mixture():
     axis, quilt = assets.axis(), assets.quilt()
     places = torch.randint(len(axis), (40, 2), generator=torch.Generator().manual_seed(0))
@@ -24,7 +25,6 @@ def test_the_grid_is_the_density_of_the_mixture():
     assert ((thinness & Thinness.HOLE) > 0).tolist() == (log_q < quilt.threshold).tolist()
 
 
-@pytest.mark.slow
 def test_holes_are_those_of_the_measure():
     quilt = assets.quilt()
     prior_draws = torch.randn((2_000, 2), generator=torch.Generator().manual_seed(7))
@@ -39,7 +39,6 @@ def test_differences_add_up_again():
     torch.testing.assert_close(sums.to(torch.int16), values)
 
 
-@pytest.mark.slow
 @torch.no_grad()
 def test_the_price_of_a_squeezed_posterior_is_its_mean_distortion():
     images = assets.some_digits().images[:10]

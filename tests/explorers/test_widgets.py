@@ -14,6 +14,8 @@ from priormatch.explorers import assets, slices
 from priormatch.explorers.base import Explorer, bundle
 from priormatch.models import encode
 
+pytestmark = pytest.mark.slow
+
 each_explorer = pytest.mark.parametrize("name", explorers.__all__)
 
 
