@@ -201,7 +201,7 @@ def fit_mixture_by_class(
         TooFewCodesError: A class has no more codes than latent dimensions.
         DegenerateCodesError: The codes of a class lie in fewer dimensions, or have atoms.
 
-    Introduced in "The latent picture".
+    Introduced in "Seams, sizes, and ten Gaussians".
 
     >>> pair = torch.tensor([[0.0], [2.0], [8.0], [10.0]])
     >>> fit_mixture_by_class(pair, torch.tensor([0, 0, 1, 1])).mean

@@ -104,7 +104,7 @@ def kl_between_gaussians(
         NonFiniteError: An entry is infinite or not a number.
         ScaleError: A covariance is not symmetric and positive definite.
 
-    Introduced in "The latent picture".
+    Introduced in "Seams, sizes, and ten Gaussians".
 
     >>> identity, zero = torch.eye(2), torch.zeros(2)
     >>> kl_between_gaussians(zero, 2 * identity, zero, identity)

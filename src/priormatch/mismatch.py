@@ -167,7 +167,7 @@ def in_sample_kl(
 
     Source: :cite:t:`hoffman2016`.
 
-    Introduced in "The latent picture".
+    Introduced in "Seams, sizes, and ten Gaussians".
     """
     check_draws(draws)
     check_event(prior, aggregated.event_shape[0], "the prior")
@@ -213,7 +213,7 @@ def held_out_kl(
 
     Source: derived from the non-negativity of KL(q || r).
 
-    Introduced in "The latent picture".
+    Introduced in "Seams, sizes, and ten Gaussians".
     """
     codes = rows(codes, fewest=2)
     gains = log_density(density, codes) - log_density(prior, codes, "the prior")
@@ -272,7 +272,7 @@ def moment_bound(codes: Float[Tensor, "draws latent"]) -> Estimate:
 
     Source: :cite:t:`anderson2003`, for the expected log determinant.
 
-    Introduced in "The latent picture".
+    Introduced in "The estimators on trial".
     """
     codes = rows(codes)
     draws, latent = codes.shape
@@ -332,7 +332,7 @@ def hole_share(
         NonFiniteError: A code is infinite or not a number.
         ValueError: The quantile is not between 0 and 1.
 
-    Introduced in "The latent picture".
+    Introduced in "Seams, sizes, and ten Gaussians".
     """
     codes = rows(codes)
     prior_draws = rows(prior_draws, "prior_draws", codes.shape[1])

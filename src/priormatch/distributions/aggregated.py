@@ -60,7 +60,7 @@ class AggregatedPosterior(Distribution):
 
     Source: :cite:t:`hoffman2016`, :cite:t:`makhzani2015`.
 
-    Introduced in "The latent picture".
+    Introduced in "Seams, sizes, and ten Gaussians".
 
     >>> single = AggregatedPosterior(torch.zeros(1, 2), torch.ones(1, 2))
     >>> single.log_prob(torch.zeros(2))  # -ln(2 pi)
