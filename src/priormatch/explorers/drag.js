@@ -157,7 +157,7 @@ function render({ model, el }) {
   el.append(make("div", { class: "explorer-columns" },
     make("div", { class: "explorer-ten" }, picker.node, surface, plot.node, ticks, make("div", { class: "explorer-choice" }, ...arrangements)),
     make("div", { class: "explorer-side" }, prices.node,
-      make("dl", { class: "explorer-table" }, make("dt", {}, "prior that q misses"), values.missed, make("dt", {}, "KL(p‖q)"), values.reverse),
+      make("dl", { class: "explorer-table" }, make("dt", {}, "q misses, of p"), values.missed, make("dt", {}, "KL(p‖q)"), values.reverse),
       note, chosen, from.node, to.node)));
   for (const trait of ["intervals", "digit"]) model.on(`change:${trait}`, update);
   update();
