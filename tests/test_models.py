@@ -221,3 +221,10 @@ def test_gaussian_pixels_share_a_scale():
     assert pixels.event_shape == (2,)
     expected = 2 * Normal(0.5, 0.5).log_prob(torch.tensor(1.0))
     torch.testing.assert_close(pixels.log_prob(torch.ones(3, 2)), expected.expand(3))
+
+
+def test_draws_lie_where_the_posteriors_do_whatever_the_generator():
+    parts = (torch.full((3, 2), one, device="meta") for one in (0.0, 1.0))
+    law = Independent(Normal(*parts, validate_args=False), 1, validate_args=False)
+    found = draw(law, torch.Generator().manual_seed(0))
+    assert (found.device.type, found.shape) == ("meta", (3, 2))

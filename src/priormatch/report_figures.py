@@ -127,7 +127,7 @@ def seams(measured: Measured) -> ReportFigure | None:
         "seams",
         _svg(paint, "seams", 3.6),
         f"Map of {pair}: red where codes are rarer than under {measured.prior.name}, blue where "
-        f"they are more frequent. In {thin:.0%} of the map they are rarer by a factor of e.",
+        f"more frequent. In {100 * thin:.0f} % of the map they are rarer by a factor of e.",
         f"Seams in {pair}{chosen}. A draw of {measured.prior.name} in a red place has few codes "
         f"near it.{circles}",
     )
@@ -201,18 +201,18 @@ def holes(measured: Measured) -> ReportFigure | None:
     edges = np.linspace(low - 0.05 * (high - low), high, 60).tolist()
 
     def paint(ax: Axes) -> None:
-        for values, colour, label in (
-            (of_prior, PRIOR, f"draws of {measured.prior.name}"),
-            (of_codes, AGGREGATED, "held-out codes"),
-        ):
-            clipped = np.clip(values, edges[0], None)
-            weights = np.full(len(values), 1 / len(values))
-            ax.hist(clipped, edges, weights=weights, color=colour, alpha=0.6, label=label)
+        bars, law = (
+            {"x": np.clip(values, edges[0], None), "weights": np.full(len(values), 1 / len(values))}
+            for values in (of_codes, of_prior)
+        )
+        ax.hist(**bars, bins=edges, color=AGGREGATED, alpha=0.8, label="held-out codes")
+        label = f"draws of {measured.prior.name}"
+        ax.hist(**law, bins=edges, histtype="step", color=PRIOR, linewidth=1.6, label=label)
         ax.axvline(threshold, color=POSTERIOR, linewidth=1.5, label="99 % of codes lie above")
         ax.set(xlabel="ln r(z), nats", ylabel="share")
         ax.legend(loc="upper left", fontsize=9)
 
-    said = f"{share.value:.1%}" if isinstance(share, Estimate) else ""
+    said = f"{100 * share.value:.1f} %" if isinstance(share, Estimate) else ""
     return ReportFigure(
         "holes",
         _svg(paint, "holes"),
@@ -238,7 +238,7 @@ def radius(measured: Measured) -> ReportFigure | None:
     def paint(ax: Axes) -> None:
         edges = np.linspace(grid[0], grid[-1], 50).tolist()
         weights = np.full(len(radii), 1 / len(radii) / (edges[1] - edges[0]))
-        ax.hist(radii, edges, weights=weights, color=AGGREGATED, alpha=0.7, label="held-out codes")
+        ax.hist(radii, edges, weights=weights, color=AGGREGATED, alpha=0.8, label="held-out codes")
         ax.plot(grid, law.pdf(grid), color=PRIOR, linewidth=2, label=measured.prior.name)
         ax.set(xlabel="|z|", ylabel="density")
         ax.legend(loc="upper right", fontsize=9)
