@@ -2,7 +2,8 @@
 
 The address is that of ``_config.yml``, the only one in the project. The stored results are part of
 the package. ``requirements.txt`` has one list of what the project needs: what stands above its line
-"# The book" is for the package, and the rest is the extra ``book``.
+"# The chapters" is for the package. The extra ``chapters`` has what follows up to "# The book", and
+the extra ``book`` all the rest as well.
 """
 
 import re
@@ -34,15 +35,18 @@ CONFIGURATION = Path(__file__).with_name("_config.yml").read_text(encoding="utf-
 (REPOSITORY,) = re.findall(r"^repository:\n  url: (\S+)$", CONFIGURATION, re.MULTILINE)
 
 LINES = Path(__file__).with_name("requirements.txt").read_text(encoding="utf-8").splitlines()
-(MARK,) = (place for place, line in enumerate(LINES) if line.startswith("# The book:"))
-PACKAGE, BOOK = (
+CHAPTERS_AT, BOOK_AT = (
+    next(place for place, line in enumerate(LINES) if line.startswith(f"# The {part}:"))
+    for part in ("chapters", "book")
+)
+PACKAGE, CHAPTERS, BOOK = (
     [line for line in part if line and not line.startswith("#")]
-    for part in (LINES[:MARK], LINES[MARK:])
+    for part in (LINES[:CHAPTERS_AT], LINES[CHAPTERS_AT:BOOK_AT], LINES[BOOK_AT:])
 )
 
 setup(
     cmdclass={"build_py": BuildWithResults},
     project_urls={"Source": REPOSITORY},
     install_requires=PACKAGE,
-    extras_require={"book": BOOK},
+    extras_require={"chapters": CHAPTERS, "book": CHAPTERS + BOOK},
 )
