@@ -26,12 +26,12 @@ from priormatch.experiments import store
 from priormatch.models import globally_seeded
 
 CODES = store.RESULTS / "codes"
-"""Codes of the models: safetensors in half precision, and a JSON record beside each."""
+"""Folder with the codes of each model, in half precision, and a JSON record beside them."""
 
 _LATENT, _EPOCHS, _BATCH, _LEARNING_RATE, _SEED = 10, 15, 200, 1e-3, 0
 
 _TRAIN, _TEST = 10_000, 5_000
-"""Examples whose codes are stored: the first training and the first test images."""
+"""Images whose codes are stored, drawn at random: the first test images are the clearest ones."""
 
 _HELD_OUT_CELLS = 200
 
@@ -73,9 +73,9 @@ def load(name: str, folder: Path = CODES) -> tuple[Codes, Codes]:
     stored = {
         key: value.float() for key, value in load_file(folder / f"{name}.safetensors").items()
     }
-    return tuple(
-        Codes(stored[f"{part}_means"], log_variances=stored[f"{part}_log_variances"])
-        for part in ("train", "test")
+    return (
+        Codes(stored["train_means"], log_variances=stored["train_log_variances"]),
+        Codes(stored["test_means"], log_variances=stored["test_log_variances"]),
     )
 
 
@@ -124,13 +124,15 @@ def train_with_pythae(loss: str) -> Encoded:
         pipeline(train_data=images["train"], eval_data=images["validation"])
         model = pipeline.model.cpu().eval()
     seconds = time.perf_counter() - start
-    codes = {}
+    generator, codes = torch.Generator().manual_seed(_SEED), {}
     with torch.no_grad():
         for part, examples in (("train", _TRAIN), ("test", _TEST)):
-            out = model.encoder(images[part][:examples])
+            order = torch.randperm(len(images[part]), generator=generator)
+            images[part] = images[part][order[:examples]]
+            out = model.encoder(images[part])
             codes[f"{part}_means"] = out.embedding
             codes[f"{part}_log_variances"] = out.log_covariance
-        own = model({"data": images["test"][:_TEST]})
+        own = model({"data": images["test"]})
     record = {
         "package": "pythae",
         "reconstruction_loss": loss,
