@@ -84,9 +84,14 @@ def wrong_exercises(text: str) -> list[str]:
     return [f"2 to 4 exercises, each with a solution; found {exercises}, {solved}"]
 
 
+def holds_code(cell: NotebookNode) -> bool:
+    """Return whether a cell has the chapter's code: ``test_colab`` holds the one that installs."""
+    return cell.cell_type == "code" and cell.get("id") != "install"
+
+
 def wrong_set_up(notebook: NotebookNode) -> list[str]:
     """Look for the set-up in the first code cell."""
-    first = next((cell for cell in notebook.cells if cell.cell_type == "code"), None)
+    first = next((cell for cell in notebook.cells if holds_code(cell)), None)
     if first is None or "import" not in first.source or first.metadata.get("tags"):
         return ["the first code cell is the set-up, in sight"]
     return []
@@ -183,7 +188,7 @@ def unclean_source(notebook: NotebookNode) -> list[str]:
         random = any(re.fullmatch(r"(?=.*\d)[0-9a-f]{6,}", word) for word in cell_id.split("-"))
         if random or not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", cell_id):
             complaints.append(f"cell id {cell_id!r} is not made of words: kl-definition, fig-quilt")
-        if cell.cell_type == "code":
+        if holds_code(cell):
             complaints += [f"cell {cell_id!r}: {fault}" for fault in unclean_code(cell.source)]
     if len(ids) != len(set(ids)):
         complaints.append("two cells have the same id")

@@ -42,7 +42,8 @@ def chapters(folder: Path) -> dict[str, str]:
     """Return the page of each chapter and of its evidence, by its title."""
     pages = {}
     for file in sorted([*folder.glob("*.ipynb"), *folder.glob("evidence/*.ipynb")]):
-        lead = nbformat.read(file, as_version=4).cells[0].source
+        cells = nbformat.read(file, as_version=4).cells
+        lead = next(cell.source for cell in cells if cell.cell_type == "markdown")
         page = file.relative_to(folder).with_suffix("").as_posix()
         pages[lead.splitlines()[0].removeprefix("# ")] = page
     return pages
