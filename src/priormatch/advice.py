@@ -180,7 +180,8 @@ def _sampler(measured: Measured) -> Advice:
         f"{_plain(bound)} nats of ELBO at held-out examples."
     )
     moments = _estimate(measured, "moment_bound")
-    if _is_finite(moments) and moments.value > 0.5 * bound.value:
+    shown = max(0.5 * bound.value, _ERRORS * moments.standard_error)
+    if _is_finite(moments) and moments.value > shown:
         text += f" A Gaussian with their mean and covariance is worth {_plain(moments)}."
     return Advice("sampler", text, bound)
 

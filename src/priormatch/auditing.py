@@ -185,8 +185,8 @@ def _about_subsampling(settings: dict[str, Any], seen: Codes, unseen: Codes) -> 
     return [
         Advice(
             "subsampled",
-            f"Measured at random: {', '.join(texts)}. Bounds hold for these; more draws "
-            "take more of the held-out codes, and only the errors shrink.",
+            f"Taken at random, for time and memory: {', '.join(texts)}. Lower bounds hold all the "
+            "same, with the errors of what was taken.",
         )
     ]
 
