@@ -21,8 +21,8 @@ class PaddedDensity(Distribution):
         latent_dimension: Number of latent dimensions.
 
     Raises:
-        ShapeError: The density has another number of dimensions than `dimensions` names, or one of
-            these is named twice or does not exist.
+        ShapeError: The density has another number of dimensions than ``dimensions`` names, or one
+            of these is named twice or does not exist.
 
     Introduced in "The estimators on trial".
 

@@ -32,7 +32,7 @@ function sheet(name) {
       const inSeams = draws.filter((draw) => draw.thin).length;
       title.textContent = `twenty draws of ${NAMES[source]}`;
       thin.textContent = `${inSeams} of ${COUNT}`;
-      near.textContent = `${number(median, 2)} of its widths away`;
+      near.textContent = `${number(median, 2)} widths away`;
       draws.forEach((draw, i) => {
         digits[i].node.classList.toggle("explorer-thin", draw.thin);
         digits[i].node.setAttribute("aria-label", `Draw ${i + 1} of ${NAMES[source]}, decoded${draw.thin ? "; in a seam" : ""}`);

@@ -40,7 +40,8 @@ class TwentyExplorer(Explorer):
         "Twenty draws of N(0, I), rings on the map, are decoded on the left, and twenty draws of "
         "the quilt, dots, on the right. The map is red where codes are thinner than N(0, I) and "
         "blue where they are denser. A red frame marks a picture from a seam, where they are ten "
-        "times thinner. A patch is the posterior of one training image."
+        "times thinner. A patch is the posterior of one training image, and its width is one "
+        "standard deviation; the distance to the nearest is a median."
     )
     alt = (
         "A map of the latent plane, blue patches with red seams between them, and the places of "
