@@ -141,7 +141,7 @@ def test_a_changed_requirement_is_installed_and_later_ones_with_it(project):
     os.utime(make.ROOT / make.READERS, (4_000_000_000, 4_000_000_000))
     assert make.install() == 0
     assert [line.rpartition(" ")[2] for line in project[1:]][-2:] == [
-        ".",
+        ".[book]",
         str(make.ROOT / make.DEVELOPERS),
     ]
     assert project[2] == "torch"

@@ -20,12 +20,13 @@ FORMULA = re.compile(r"<math\b.*?</math>", re.DOTALL)
 # As the theme does for code that is wider than the screen.
 REACHABLE = """\
 for (const event of ["load", "resize"]) addEventListener(event, () => {
-  for (const box of document.querySelectorAll(".math")) {
-    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+  for (const box of document.querySelectorAll(".math, .tag_output_scroll .cell_output")) {
+    const tall = box.matches(".cell_output") && box.scrollHeight > box.clientHeight;
+    if (tall || box.scrollWidth > box.clientWidth) box.tabIndex = 0;
     else box.removeAttribute("tabindex");
   }
 });"""
-"""Script that lets the keyboard scroll a formula wider than its box."""
+"""Script that lets the keyboard scroll a formula or an output that is larger than its box."""
 
 logger = logging.getLogger(__name__)
 

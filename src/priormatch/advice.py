@@ -142,7 +142,7 @@ def verdict(measured: Measured) -> Advice:
             best,
         )
     text = f"No measure tells the {len(measured.unseen)} held-out codes from {prior}."
-    if _is_finite(upper) and not upper.note:
+    if _is_finite(upper) and not upper.note and abs(upper.value) > _NEGLIGIBLE:
         text += f" The mixture of training posteriors is about {_plain(upper)} nats away."
     return Advice("matched", text, best)
 

@@ -191,7 +191,8 @@ def scale_factor(codes: Codes) -> tuple[float, float]:
     Latent diffusion multiplies codes by this factor, its ``scaling_factor``, so that they have unit
     variance; some models subtract the mean first, their ``shift_factor``.
 
-    >>> scale_factor(Codes([[0.0], [2.0]], scales=[[1e-6], [1e-6]]))
+    >>> shift, factor = scale_factor(Codes([[0.0], [2.0]], scales=[[1e-6], [1e-6]]))
+    >>> round(shift, 6), round(factor, 6)
     (1.0, 1.0)
     """
     means, variances = codes.variance()

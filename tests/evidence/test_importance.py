@@ -270,7 +270,7 @@ def test_a_batch_says_how_many_codes_are_decoded_at_a_time():
 def test_the_shape_of_a_pareto_tail_is_found(shape):
     # Weights of a Pareto law of that shape in place of those of a model.
     uniform = torch.rand(2_000, 50, generator=seeded(0), dtype=torch.float64)
-    bounds = importance._summarise(-shape * uniform.log())
+    bounds = importance.bounds_of_weights(-shape * uniform.log())
     found = average(bounds.pareto_k)
     assert found.value == pytest.approx(shape, abs=0.03)
 

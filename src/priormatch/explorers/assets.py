@@ -236,7 +236,7 @@ def packed_squeezed() -> dict[str, Tensor]:
 TWENTY: Final = 20
 """Codes that are drawn at a time."""
 
-TURNS: Final = 50
+TURNS: Final = 30
 """How often a reader can draw before the first codes come again."""
 
 

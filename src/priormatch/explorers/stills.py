@@ -102,9 +102,9 @@ def twenty(
     with plt.rc_context():
         plotting.use_style()
         figure, (left, plane, right) = plt.subplots(
-            1, 3, figsize=(7.4, 3.1), width_ratios=[4, 5.2, 4]
+            1, 3, figsize=(6.2, 2.6), width_ratios=[4, 5.2, 4]
         )
-        x, values = axis[::2].numpy(), log_ratio[::2, ::2].T.numpy()
+        x, values = axis[::5].numpy(), log_ratio[::5, ::5].T.numpy()
         plane.pcolormesh(x, x, values, cmap="RdBu", clim=(-3, 3))
         plotting.prior_circles(plotting.latent_plane(plane))
         plane.scatter(*codes[0].T, s=20, facecolors="none", edgecolors="black", linewidths=1.4)
