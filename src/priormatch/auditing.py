@@ -93,14 +93,12 @@ def audit(
         "seed": seed,
     }
     if held_out is None:
-        order = torch.randperm(len(train), generator=generator)
-        apart = min(draws, max(2, len(train) // 5))
-        unseen, seen = train.examples(order[:apart]), train.examples(order[apart:])
+        unseen, seen = train.set_apart(min(draws, max(2, len(train) // 5)), generator)
     else:
         unseen, seen = held_out, train
     settings["held_out"] = len(unseen)
-    unseen = _at_most(unseen, draws, generator)
-    seen = _at_most(seen, min(_CODES, max(1_000, _NUMBERS // train.latent)), generator)
+    unseen = unseen.at_most(draws, generator)
+    seen = seen.at_most(min(_CODES, max(1_000, _NUMBERS // train.latent)), generator)
     extra, units = [*_about_subsampling(settings, seen, unseen)], known
     if known.turn is not None and known.location is not None and not known.is_standard:
         seen, unseen = (one.in_units_of(known.location, known.turn) for one in (seen, unseen))
@@ -135,13 +133,6 @@ def _check(train: Codes, held_out: Codes | None, draws: int) -> None:
         )
     if len(train) < 25:
         raise TooFewCodesError(f"25 training codes or more are needed, and there are {len(train)}")
-
-
-def _at_most(codes: Codes, most: int, generator: torch.Generator) -> Codes:
-    """Return the codes or, if there are more, some of them at random."""
-    if len(codes) <= most:
-        return codes
-    return codes.examples(torch.randperm(len(codes), generator=generator)[:most])
 
 
 def _sayer(progress: bool) -> Callable[[str], None]:

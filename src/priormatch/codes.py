@@ -111,6 +111,17 @@ class Codes:
             return Codes(draws=self._centres[which])
         return Codes.of(self.mixture.examples(which))
 
+    def at_most(self, most: int, generator: torch.Generator) -> "Codes":
+        """Return the codes or, if there are more, so many of them at random."""
+        if len(self) <= most:
+            return self
+        return self.examples(torch.randperm(len(self), generator=generator)[:most])
+
+    def set_apart(self, some: int, generator: torch.Generator) -> tuple["Codes", "Codes"]:
+        """Return so many of the codes, chosen at random, and the others."""
+        order = torch.randperm(len(self), generator=generator)
+        return self.examples(order[:some]), self.examples(order[some:])
+
     def draw(self, generator: torch.Generator) -> Float[Tensor, "examples latent"]:
         """Return one draw of each posterior, or the draws themselves."""
         if self.mixture is None:

@@ -155,9 +155,7 @@ def measure(
                 f"{fewest} {name} examples or more are needed, and there are {len(some)}"
             )
     if validation is None:
-        order = torch.randperm(len(train), generator=generator)
-        apart = max(1, len(order) // 10)
-        validation, train = train.examples(order[:apart]), train.examples(order[apart:])
+        validation, train = train.set_apart(max(1, len(train) // 10), generator)
     latent = train.latent
     for name, some in (("test", test), ("validation", validation)):
         check_event(some.points(), latent, f"the mixture of {name} posteriors")
@@ -170,8 +168,8 @@ def measure(
         prior_draws = prior.sample(many, seed)
     # Silent dimensions follow N(0, 1) only where that is their prior.
     known, table = train.mixture if prior.is_standard else None, MeasuresTaken(say)
-    if most_posteriors is not None and len(train) > most_posteriors:
-        train = train.examples(torch.randperm(len(train), generator=generator)[:most_posteriors])
+    if most_posteriors is not None:
+        train = train.at_most(most_posteriors, generator)
     _of_posteriors(table, train, unseen, choosing, prior, draws, generator)
     fitted = _fit(table, lambda: fit_best(codes, choosing, seed, known))
     _by_density(table, fitted, train, choosing, unseen, prior, prior_draws)

@@ -86,8 +86,8 @@ def seams(measured: Measured) -> ReportFigure | None:
         return None
     first, second = _most_telling(measured)
     generator = torch.Generator().manual_seed(0)
-    some = torch.randperm(len(measured.train), generator=generator)[:_POSTERIORS]
-    plane = measured.train.examples(some).kernel(2).marginal(first, second)
+    some = measured.train.at_most(_POSTERIORS, generator)
+    plane = some.kernel(2).marginal(first, second)
     law = standard_normal(2) if measured.prior.is_standard else measured.prior.law
     centre, half = _window(measured, first, second)
     axes = [torch.linspace(one - half, one + half, _CELLS) for one in centre]

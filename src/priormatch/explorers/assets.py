@@ -12,7 +12,7 @@ from enum import IntFlag
 from typing import Final, NamedTuple, cast
 
 import torch
-from jaxtyping import Float, Int16, UInt8
+from jaxtyping import Bool, Float, Int16, UInt8
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.distributions import Independent, kl_divergence
@@ -252,6 +252,11 @@ class Drawn(NamedTuple):
     codes: Float[Tensor, "draws 2"]
     log_ratio: Float[Tensor, " draws"]
     distance: Float[Tensor, " draws"]
+
+    @property
+    def in_seams(self) -> Bool[Tensor, " draws"]:
+        """Which codes lie where q is ten times thinner than the prior."""
+        return self.log_ratio < -math.log(10)
 
 
 @functools.cache

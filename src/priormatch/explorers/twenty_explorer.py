@@ -1,6 +1,5 @@
 """The live figure of the book's question: twenty draws of N(0, I) and of the quilt, decoded."""
 
-import math
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -70,8 +69,7 @@ class TwentyExplorer(Explorer):
     def told(self, source: str) -> Told:
         """Return what the figure says of the codes of a source."""
         shown = self.draws(source)
-        in_seams = int((shown.log_ratio < -math.log(10)).sum())
-        return Told(in_seams, shown.distance.double().quantile(0.5).item())
+        return Told(int(shown.in_seams.sum()), shown.distance.double().quantile(0.5).item())
 
     def pictures(self, source: str) -> Float[Tensor, "draws pixels"]:
         """Return the decoder's means at the codes of a source."""
@@ -86,7 +84,7 @@ class TwentyExplorer(Explorer):
             assets.axis(),
             [self.draws(source).codes.float() for source in sources],
             [self.pictures(source) for source in sources],
-            [self.draws(source).log_ratio < -math.log(10) for source in sources],
+            [self.draws(source).in_seams for source in sources],
         )
 
     def initial_state(self) -> dict[str, object]:
