@@ -72,10 +72,11 @@ def advise(
 
     Introduced in "Audit your own VAE".
     """
+    why = degenerate(measured)
     found = [
-        verdict(measured),
+        verdict(measured, why),
         _sampler(measured),
-        *_rescale(measured),
+        *([] if why else _rescale(measured)),
         *_silent(measured),
         _scale_factor(shift, factor),
         *_few_codes(measured, examples),
@@ -93,10 +94,14 @@ def advise(
     return tuple(found)
 
 
-def verdict(measured: Measured) -> Advice:
-    """Return whether the codes match the prior, and by how much they miss it."""
+def verdict(measured: Measured, why: str) -> Advice:
+    """Return whether the codes match the prior, and by how much they miss it.
+
+    Args:
+        measured: Measures of the codes.
+        why: Why the codes have no density, or nothing: see `degenerate`.
+    """
     summary, prior = measured.summary, measured.prior.name
-    why = degenerate(measured)
     if why:
         return Advice(
             "infinite",
@@ -192,7 +197,7 @@ def _article(name: str) -> str:
 
 def _rescale(measured: Measured) -> list[Advice]:
     squares = measured.summary["mean_square_of_dimensions"]
-    if not isinstance(squares, tuple) or degenerate(measured):
+    if not isinstance(squares, tuple):
         return []
     off = [j for j, one in enumerate(squares) if isinstance(one, float) and not 0.9 <= one <= 1.1]
     if not off:
@@ -212,12 +217,7 @@ def _rescale(measured: Measured) -> list[Advice]:
 
 
 def _silent(measured: Measured) -> list[Advice]:
-    mixture = measured.train.mixture
-    if mixture is None:
-        return []
-    latent = measured.train.latent
-    active = measured.active if measured.summary["active_units"] else []
-    silent = [j for j in range(latent) if j not in {*active}]
+    silent, latent = measured.silent, measured.train.latent
     if not silent:
         return []
     text = (

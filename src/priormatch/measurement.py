@@ -115,6 +115,13 @@ class Measured(NamedTuple):
     fitted: Fitted | None
     active: list[int]
 
+    @property
+    def silent(self) -> list[int]:
+        """Latent dimensions that do not tell examples apart; none, of draws alone."""
+        # Where no dimension is active, measures were taken on all.
+        active = self.active if self.summary["active_units"] else []
+        return [j for j in range(self.train.latent) if j not in {*active}]
+
 
 def measure(
     train: Codes,

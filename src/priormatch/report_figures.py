@@ -23,7 +23,7 @@ from priormatch.distributions import PaddedDensity
 from priormatch.estimate import Estimate
 from priormatch.measurement import Measured
 from priormatch.models import standard_normal
-from priormatch.plotting import AGGREGATED, POSTERIOR, PRIOR
+from priormatch.plotting import AGGREGATED, EXACT, POSTERIOR, PRIOR
 
 # A colour that nothing else has: the page's colour of text takes its place.
 _TEXT = "#010203"
@@ -42,7 +42,7 @@ _STYLE: Any = {
     "ytick.color": _TEXT,
 }
 
-_SILENT, _MATCHED = "0.6", "#009E73"
+_SILENT, _MATCHED = "0.6", EXACT
 
 # Log density in the plane below which nothing is drawn: N(0, I) has 0.0001 of its mass there.
 _FAINTEST = math.log(1e-4 / (2 * math.pi))
@@ -141,10 +141,9 @@ def dimensions(measured: Measured) -> ReportFigure | None:
     found = [one for one in alone if isinstance(one, Estimate)]
     values = np.array([one.value for one in found])
     errors = np.array([one.standard_error for one in found])
-    active = {*measured.active} if measured.summary["active_units"] else set()
     near = np.abs(values) < 0.01
     colours = np.where(near, _MATCHED, AGGREGATED).astype(object)
-    colours[[j not in active for j in range(len(values))]] = _SILENT
+    colours[measured.silent] = _SILENT
     order = np.argsort(-values)
     many = len(order) > _BARS
     labels = {AGGREGATED: "active", _MATCHED: "active and matched", _SILENT: "silent"}
